@@ -1,0 +1,8 @@
+//! hone compresses ONNX models with second-order information (M-FAC).
+#![warn(missing_docs)]
+
+pub mod error;
+pub mod onnx;
+pub mod tensor;
+
+pub use error::{Error, ErrorKind, Result};
