@@ -3,6 +3,7 @@
 
 pub mod error;
 pub mod onnx;
+pub mod prune;
 pub mod tensor;
 
 pub use error::{Error, ErrorKind, Result};
