@@ -1,8 +1,11 @@
 //! hone compresses ONNX models with second-order information (M-FAC).
 #![warn(missing_docs)]
 
+pub mod cancel;
 pub mod error;
 pub mod onnx;
+pub mod runtime;
+mod sys;
 pub mod tensor;
 
 pub use error::{Error, ErrorKind, Result};
