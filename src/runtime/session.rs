@@ -1,0 +1,273 @@
+//! One graph, loaded and ready to run on one device.
+//!
+//! ONNX Runtime is only ever handed bytes, never a path: what a model may read from disk is
+//! decided by `onnx::external`, not here. Results do not depend on how many sessions run beside
+//! each other; work is spread over threads by giving each worker a session of one thread.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use ort::session::builder::{
+    AutoDevicePolicy, BuilderResult, GraphOptimizationLevel, SessionBuilder,
+};
+use ort::session::{RunOptions, SessionInputValue};
+use ort::value::{DynValue, TensorRef, ValueType};
+
+use super::{Device, library};
+use crate::cancel::Cancel;
+use crate::error::{Context, Error, ErrorKind, Result, bail, error};
+use crate::tensor::{Data, Tensor};
+
+/// The optimiser that turns `Range -> Gather` into an invalid `Slice` (1.28 to 1.32).
+const BROKEN_OPTIMIZERS: &str = "GatherToSliceFusion";
+
+/// How to run a graph.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Where.
+    pub device: Device,
+    /// Threads inside one run, at least 1.
+    pub threads: usize,
+    /// Whether ONNX Runtime may rewrite the graph for speed; off when every named value must
+    /// survive.
+    pub optimize: bool,
+}
+
+impl Default for SessionOptions {
+    fn default() -> SessionOptions {
+        SessionOptions { device: Device::Cpu, threads: 1, optimize: true }
+    }
+}
+
+/// A loaded graph.
+#[derive(Debug)]
+pub struct Session {
+    inner: ort::session::Session,
+    device: Device,
+}
+
+/// What a run returned, by output name.
+pub struct Outputs(Vec<(String, DynValue)>);
+
+impl Session {
+    /// Loads a serialized model; `external` supplies initializers that the bytes only name.
+    pub fn new(
+        model: &[u8],
+        external: Vec<(String, Tensor)>,
+        options: &SessionOptions,
+    ) -> Result<Session> {
+        let external = external
+            .into_iter()
+            .map(|(name, tensor)| Ok((name, Arc::new(owned(tensor)?))))
+            .collect::<Result<Vec<_>>>()?;
+        if options.device != Device::Cpu {
+            match Session::commit(model, &external, options, Device::Cuda) {
+                Ok(inner) => return Ok(Session { inner, device: Device::Cuda }),
+                Err(e) if options.device == Device::Cuda => {
+                    bail!(Device, "CUDA is not available: {e}; use --device cpu or auto")
+                }
+                Err(e) => log::warn!("CUDA is not available, running on the CPU: {e}"),
+            }
+        }
+        let inner = Session::commit(model, &external, options, Device::Cpu)?;
+        Ok(Session { inner, device: Device::Cpu })
+    }
+
+    /// Loads at the highest optimisation level that works.
+    fn commit(
+        model: &[u8],
+        external: &[(String, Arc<DynValue>)],
+        options: &SessionOptions,
+        device: Device,
+    ) -> Result<ort::session::Session> {
+        use GraphOptimizationLevel::{All, Disable, Level1};
+        let levels: &[_] = if options.optimize { &[All, Level1, Disable] } else { &[Disable] };
+        let mut first = None;
+        for &level in levels {
+            let mut builder = configured(external, options, device, level)?;
+            match builder.commit_from_memory(model) {
+                Ok(session) => return Ok(session),
+                Err(e) => drop(first.get_or_insert(e)),
+            }
+        }
+        let e = first.expect("there is at least one level");
+        Err(error!(Runtime, "ONNX Runtime refuses the graph: {e}"))
+    }
+
+    /// The device the graph runs on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Names of the inputs, in the graph's order.
+    pub fn inputs(&self) -> impl Iterator<Item = &str> {
+        self.inner.inputs().iter().map(|i| i.name())
+    }
+
+    /// Names of the outputs, in the graph's order.
+    pub fn outputs(&self) -> impl Iterator<Item = &str> {
+        self.inner.outputs().iter().map(|o| o.name())
+    }
+
+    /// Runs the graph; stops with an error of kind `Cancelled` soon after `cancel` is raised.
+    pub fn run<'t>(
+        &mut self,
+        inputs: impl IntoIterator<Item = (&'t str, &'t Tensor)>,
+        cancel: &Cancel,
+    ) -> Result<Outputs> {
+        cancel.check()?;
+        let options = Arc::new(RunOptions::new().map_err(runtime)?);
+        let terminate = options.clone();
+        let _registration = cancel.on_cancel(move || drop(terminate.terminate()));
+        let values = inputs
+            .into_iter()
+            .map(|(name, tensor)| Ok((Cow::Borrowed(name), view(tensor).context(|| name)?)))
+            .collect::<Result<Vec<(Cow<str>, SessionInputValue)>>>()?;
+        let names: Vec<String> = self.outputs().map(String::from).collect();
+        let result = self.inner.run_with_options(values, &*options);
+        let mut outputs = result.map_err(|e| match cancel.check() {
+            Err(cancelled) => cancelled,
+            Ok(()) => runtime(e),
+        })?;
+        let values = names.into_iter().filter_map(|n| outputs.remove(&n).map(|v| (n, v)));
+        Ok(Outputs(values.collect()))
+    }
+}
+
+impl Outputs {
+    /// A float32 output without a copy: its shape and its elements.
+    pub fn f32(&self, name: &str) -> Result<(Vec<usize>, &[f32])> {
+        let (shape, data) = self.value(name)?.try_extract_tensor::<f32>().map_err(runtime)?;
+        Ok((shape.iter().map(|&d| d as usize).collect(), data))
+    }
+
+    /// An output as a tensor of its own; an error when it is not a tensor hone can hold.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        copy(self.value(name)?).context(|| format!("output {name:?}"))
+    }
+
+    fn value(&self, name: &str) -> Result<&DynValue> {
+        let found = self.0.iter().find(|(n, _)| n == name);
+        found.map(|(_, v)| v).ok_or_else(|| error!(Runtime, "the graph has no output {name:?}"))
+    }
+}
+
+impl std::fmt::Debug for Outputs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(n, _)| n)).finish()
+    }
+}
+
+/// A builder with everything set but the model.
+fn configured(
+    external: &[(String, Arc<DynValue>)],
+    options: &SessionOptions,
+    device: Device,
+    level: GraphOptimizationLevel,
+) -> Result<SessionBuilder> {
+    let start = SessionBuilder::new(library::load()?).map_err(runtime)?;
+    let set = || -> BuilderResult {
+        let mut builder = start
+            // From API 22 on the default policy may pick accelerators nobody asked for.
+            .with_auto_device(AutoDevicePolicy::PreferCPU)?
+            .with_intra_threads(options.threads.max(1))?
+            .with_inter_threads(1)?
+            // Spinning threads burn the cores that other workers compute on.
+            .with_intra_op_spinning(false)?
+            .with_disabled_optimizers(BROKEN_OPTIMIZERS)?
+            .with_optimization_level(level)?;
+        for (name, value) in external {
+            builder = builder.with_external_initializer(name, value.clone())?;
+        }
+        Ok(builder)
+    };
+    let builder = set().map_err(runtime)?;
+    match device {
+        Device::Cpu => Ok(builder),
+        Device::Cuda | Device::Auto => with_cuda(builder),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn with_cuda(builder: SessionBuilder) -> Result<SessionBuilder> {
+    use ort::ep;
+    let cuda = ep::CUDA::default().with_tf32(false).build().error_on_failure();
+    builder.with_execution_providers([cuda]).map_err(runtime)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn with_cuda(_: SessionBuilder) -> Result<SessionBuilder> {
+    bail!(Device, "this hone was built without the `cuda` feature")
+}
+
+fn runtime<T>(e: ort::Error<T>) -> Error {
+    Error::new(ErrorKind::Runtime, format!("ONNX Runtime: {e}"))
+}
+
+/// Runs `$body` with `$t` as the element type of each variant of [`Data`].
+macro_rules! for_data {
+    ($data:expr, $v:ident => $body:expr) => {
+        match $data {
+            Data::F32($v) => $body,
+            Data::F64($v) => $body,
+            Data::F16($v) => $body,
+            Data::BF16($v) => $body,
+            Data::I8($v) => $body,
+            Data::I16($v) => $body,
+            Data::I32($v) => $body,
+            Data::I64($v) => $body,
+            Data::U8($v) => $body,
+            Data::U16($v) => $body,
+            Data::U32($v) => $body,
+            Data::U64($v) => $body,
+            Data::Bool($v) => $body,
+        }
+    };
+}
+
+/// The tensor as an input of a run, without a copy.
+fn view(tensor: &Tensor) -> Result<SessionInputValue<'_>> {
+    let shape: Vec<i64> = tensor.shape().iter().map(|&d| d as i64).collect();
+    for_data!(tensor.data(), v => Ok(TensorRef::from_array_view((shape, v.as_slice()))
+        .map_err(runtime)?
+        .into()))
+}
+
+/// The tensor as a value that ONNX Runtime owns.
+fn owned(tensor: Tensor) -> Result<DynValue> {
+    let shape: Vec<i64> = tensor.shape().iter().map(|&d| d as i64).collect();
+    for_data!(tensor.into_data(), v => Ok(ort::value::Tensor::from_array((shape, v))
+        .map_err(runtime)?
+        .into_dyn()))
+}
+
+/// A value of ONNX Runtime as a tensor of its own.
+fn copy(value: &DynValue) -> Result<Tensor> {
+    use ort::value::TensorElementType as T;
+    let ValueType::Tensor { ty, .. } = value.dtype() else {
+        bail!(Unsupported, "it is not a tensor")
+    };
+    macro_rules! take {
+        ($variant:ident) => {{
+            let (shape, data) = value.try_extract_tensor().map_err(runtime)?;
+            let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
+            Tensor::new(shape, Data::$variant(data.to_vec()))
+        }};
+    }
+    match ty {
+        T::Float32 => take!(F32),
+        T::Float64 => take!(F64),
+        T::Float16 => take!(F16),
+        T::Bfloat16 => take!(BF16),
+        T::Int8 => take!(I8),
+        T::Int16 => take!(I16),
+        T::Int32 => take!(I32),
+        T::Int64 => take!(I64),
+        T::Uint8 => take!(U8),
+        T::Uint16 => take!(U16),
+        T::Uint32 => take!(U32),
+        T::Uint64 => take!(U64),
+        T::Bool => take!(Bool),
+        other => bail!(Unsupported, "hone cannot hold elements of type {other}"),
+    }
+}

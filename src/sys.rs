@@ -1,0 +1,108 @@
+//! The only unsafe code of the core outside the numeric kernels: the calls into the C library that
+//! have no safe wrapper among hone's dependencies.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, OsStr, c_char, c_void};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// Sets an environment variable unless it is set already.
+///
+/// Meant for the start of a process or, in a library, for the moment just before ONNX Runtime is
+/// loaded: C code that reads the environment on another thread at this very moment would race.
+pub fn set_default_env(name: &str, value: &str) {
+    if std::env::var_os(name).is_none() {
+        // SAFETY: Rust's own readers of the environment take a lock that `set_var` takes too; the
+        // remaining hazard, C code reading it concurrently, is the documented one above.
+        unsafe { std::env::set_var(name, value) }
+    }
+}
+
+/// The file of a shared library that this process has mapped already, found by its soname.
+pub fn mapped_library(soname: &CStr, symbol: &CStr) -> Option<PathBuf> {
+    // SAFETY: RTLD_NOLOAD never loads anything: the handle is of a library that is mapped already,
+    // and closing it only drops the reference taken here. dladdr fills `info` or returns 0, and
+    // the name it points to belongs to the mapped library, which outlives this function.
+    unsafe {
+        let handle = libc::dlopen(soname.as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY);
+        if handle.is_null() {
+            return None;
+        }
+        let address = libc::dlsym(handle, symbol.as_ptr());
+        let path = if address.is_null() { None } else { library_of(address) };
+        libc::dlclose(handle);
+        path
+    }
+}
+
+/// The file (executable or shared library) that this code was linked into.
+pub fn own_library() -> Option<PathBuf> {
+    // SAFETY: the address is that of a function of this very object.
+    unsafe { library_of(own_library as *const c_void) }
+}
+
+/// The file that maps `address`.
+///
+/// # Safety
+/// `address` must lie in an object that stays mapped during the call.
+unsafe fn library_of(address: *const c_void) -> Option<PathBuf> {
+    // SAFETY: Dl_info is plain data for which all zeros is valid; dladdr only writes to it.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: as above; the caller vouches for the address.
+    if unsafe { libc::dladdr(address, &mut info) } == 0 || info.dli_fname.is_null() {
+        return None;
+    }
+    // SAFETY: dladdr set a NUL-terminated name owned by the mapped object.
+    let name = unsafe { CStr::from_ptr(info.dli_fname as *const c_char) };
+    Some(PathBuf::from(OsStr::from_bytes(name.to_bytes())))
+}
+
+/// Opens `name` inside the open folder `folder` for reading. A symbolic link in the place of `name`
+/// is an error (`ELOOP`, or `ENOTDIR` when a folder is asked for), and a FIFO does not block.
+pub fn open_in(folder: &File, name: &CStr, is_folder: bool) -> io::Result<File> {
+    let kind = if is_folder { libc::O_DIRECTORY } else { 0 };
+    let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC | kind;
+    // SAFETY: the descriptor is open for as long as `folder` lives, the name ends in NUL, and
+    // openat reads nothing else without O_CREAT.
+    let descriptor = unsafe { libc::openat(folder.as_raw_fd(), name.as_ptr(), flags) };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: openat just made this descriptor; nobody else owns it.
+    Ok(unsafe { File::from_raw_fd(descriptor) })
+}
+
+/// The largest resident set this process has had, in bytes.
+pub fn peak_memory_bytes() -> u64 {
+    // SAFETY: rusage is plain data for which all zeros is valid; getrusage only writes to it.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    usage.ru_maxrss as u64 * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_mapped_c_library_and_itself() {
+        let libc = mapped_library(c"libc.so.6", c"malloc").expect("every test binary maps libc");
+        assert!(libc.to_string_lossy().contains("libc"));
+        assert!(mapped_library(c"libno-such-library.so.7", c"f").is_none());
+        assert!(own_library().is_some());
+    }
+
+    #[test]
+    fn peak_memory_is_of_this_process() {
+        let before = peak_memory_bytes();
+        let block = std::hint::black_box(vec![1u8; 64 << 20]);
+        assert!(block.iter().map(|&b| b as u64).sum::<u64>() == 64 << 20);
+        assert!(before > 1 << 20 && peak_memory_bytes() >= before);
+    }
+}
