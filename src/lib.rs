@@ -5,6 +5,7 @@ pub mod atomic_file;
 pub mod cancel;
 pub mod error;
 pub mod onnx;
+pub mod prune;
 pub mod runtime;
 mod sys;
 pub mod tensor;
