@@ -44,15 +44,14 @@ def main():
     model = onnx.load(a.model)
     net = Network(model.graph)
     images, labels = samples(a.calibration, net.input)
-    test = samples(a.test, net.input)
     dense = net.flat()
+    judge = Judge(net, a.test)
     print(f"{os.path.basename(a.model)}: {dense.numel()} prunable weights in {len(net.prunable)} "
-          f"tensors, {len(images)} calibration samples, {len(test[0])} test samples, "
-          f"dense accuracy {100 * net.accuracy(*test):.2f} %")
+          f"tensors, {len(images)} calibration samples, dense accuracy {judge(dense)} %")
     block = "full" if a.block < 0 else f"B={a.block}"
     print(f"M-FAC: m={a.ngrads} gradients of {a.batch} samples, {block}, λ={a.damp:g}, "
           f"{a.recomputations} step(s), seed {a.seed}, {a.inverse}, {a.threads} thread(s)\n")
-    print("| sparsity | magnitude % | M-FAC % | gradients CPU s | F⁻¹ CPU s | scores, update CPU s |")
+    print("| sparsity | magnitude % | M-FAC % | gradients, CPU s | F⁻¹, CPU s | update, CPU s |")
     print("|---|---|---|---|---|---|")
 
     first = None  # the first step starts from the dense net whatever the sparsity
@@ -76,17 +75,14 @@ def main():
             keep = round(density * dense.numel())
             _, seconds = timed(prune, w, alive, keep, curvature)
             spent["update"] += seconds
-        net.load(w)
-        accuracy = net.accuracy(*test)
-        if a.output_dir:
-            os.makedirs(a.output_dir, exist_ok=True)
-            net.save(model, os.path.join(a.output_dir, f"mfac-{sparsity:g}.onnx"))
         magnitude = dense.clone()
         magnitude[lowest(dense.abs(), dense.numel() - keep)] = 0
-        net.load(magnitude)
-        print(f"| {sparsity:g} | {100 * net.accuracy(*test):.2f} | {100 * accuracy:.2f} | "
-              f"{spent['gradients']:.1f} | {spent['inverse']:.1f} | {spent['update']:.2f} |",
-              flush=True)
+        print(f"| {sparsity:g} | {judge(magnitude)} | {judge(w)} | {spent['gradients']:.1f} | "
+              f"{spent['inverse']:.1f} | {spent['update']:.2f} |", flush=True)
+        if a.output_dir:
+            os.makedirs(a.output_dir, exist_ok=True)
+            net.load(w)
+            net.save(model, os.path.join(a.output_dir, f"mfac-{sparsity:g}.onnx"))
 
 
 def arguments():
@@ -94,7 +90,7 @@ def arguments():
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", required=True, help="ONNX classifier, float32, one input, logits out")
     p.add_argument("--calibration", required=True, help=".npz: the model's input and `labels`")
-    p.add_argument("--test", required=True, help=".npz: the model's input and `labels`")
+    p.add_argument("--test", help=".npz: likewise; without it no accuracies are printed")
     p.add_argument("--sparsity", type=float, nargs="+", default=[0.7, 0.8, 0.9, 0.95])
     p.add_argument("--ngrads", type=int, default=64, help="gradients m per step")
     p.add_argument("--batch", type=int, default=16, help="samples averaged into one gradient")
@@ -109,6 +105,8 @@ def arguments():
     a = p.parse_args()
     if min(a.ngrads, a.batch, a.recomputations, a.threads) < 1 or a.damp <= 0 or a.block == 0:
         p.error("counts and --damp must be positive, and --block positive or -1")
+    if a.block < 0 and a.inverse == "dense":
+        p.error("--inverse dense would hold the full matrix: use it with blocks")
     if not all(0 < s < 1 for s in a.sparsity):
         p.error("--sparsity must lie between 0 and 1")
     return a
@@ -265,11 +263,6 @@ class Network:
             values[node.output[0]] = OPERATORS[node.op_type](attributes, *inputs)
         return values[self.output]
 
-    @torch.no_grad()
-    def accuracy(self, x, labels):
-        hits = [(self(p).argmax(1) == q).sum() for p, q in zip(x.split(500), labels.split(500))]
-        return int(sum(hits)) / len(labels)
-
     def flat(self):
         return torch.cat([self.values[n].detach().reshape(-1) for n in self.prunable])
 
@@ -286,6 +279,23 @@ class Network:
                 value = self.values[tensor.name].detach().numpy()
                 tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
         onnx.save(model, path)
+
+
+class Judge:
+    """Test accuracy of flat weights, in per cent, as text."""
+
+    def __init__(self, net, path):
+        self.net, self.test = net, path and samples(path, net.input)
+
+    @torch.no_grad()
+    def __call__(self, flat):
+        if not self.test:
+            return "–"
+        self.net.load(flat)
+        x, labels = self.test
+        hits = sum(int((self.net(p).argmax(1) == q).sum())
+                   for p, q in zip(x.split(500), labels.split(500)))
+        return f"{100 * hits / len(labels):.2f}"
 
 
 def convolution(a, x, w, b=None):
