@@ -21,7 +21,8 @@ blocks of B entries (which therefore cross layers),
 A run may be cut into steps on a geometric schedule of densities, each with new gradients
 (--recomputations). Where the authors' code has a defect this one is generous to it: the last
 gradient is kept (theirs is lost), and `--inverse dense` forms and inverts each block in float64
-where the float32 recursion loses its digits (small λ) or takes minutes (many gradients).
+where the float32 recursion loses its digits (small λ) or takes minutes (many gradients). The
+linear algebra is numpy's, whose wheel brings a good BLAS; torch only takes gradients.
 """
 import argparse
 import math
@@ -29,6 +30,7 @@ import os
 import sys
 import time
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices: BLAS threads only spin
 import numpy as np
 import onnx
 import torch
@@ -46,7 +48,7 @@ def main():
     images, labels = samples(a.calibration, net.input)
     dense = net.flat()
     judge = Judge(net, a.test)
-    print(f"{os.path.basename(a.model)}: {dense.numel()} prunable weights in {len(net.prunable)} "
+    print(f"{os.path.basename(a.model)}: {dense.size} prunable weights in {len(net.prunable)} "
           f"tensors, {len(images)} calibration samples, dense accuracy {judge(dense)} %")
     block = "full" if a.block < 0 else f"B={a.block}"
     print(f"M-FAC: m={a.ngrads} gradients of {a.batch} samples, {block}, λ={a.damp:g}, "
@@ -57,7 +59,7 @@ def main():
     first = None  # the first step starts from the dense net whatever the sparsity
     for sparsity in a.sparsity:
         spent = {"gradients": 0.0, "inverse": 0.0, "update": 0.0}
-        w, alive = dense.clone(), torch.ones(dense.numel(), dtype=torch.bool)
+        w, alive = dense.copy(), np.ones(dense.size, bool)
         for step in range(1, a.recomputations + 1):
             density = (1 - sparsity) ** (step / a.recomputations)
             if step > 1 or first is None:
@@ -72,11 +74,11 @@ def main():
                 curvature, seconds, more = first
             spent["gradients"] += seconds
             spent["inverse"] += more
-            keep = round(density * dense.numel())
+            keep = round(density * dense.size)
             _, seconds = timed(prune, w, alive, keep, curvature)
             spent["update"] += seconds
-        magnitude = dense.clone()
-        magnitude[lowest(dense.abs(), dense.numel() - keep)] = 0
+        magnitude = dense.copy()
+        magnitude[lowest(np.abs(dense), dense.size - keep)] = 0
         print(f"| {sparsity:g} | {judge(magnitude)} | {judge(w)} | {spent['gradients']:.1f} | "
               f"{spent['inverse']:.1f} | {spent['update']:.2f} |", flush=True)
         if a.output_dir:
@@ -129,30 +131,33 @@ def samples(path, name):
 
 def gradients(net, images, labels, alive, m, batch, source):
     """G [m, alive]: mean cross-entropy gradients of mini-batches drawn in shuffled passes."""
-    index = alive.nonzero().squeeze(1)
-    g = torch.empty(m, len(index))
+    g = np.empty((m, np.count_nonzero(alive)), np.float32)
     queue = np.empty(0, np.int64)
     for i in range(m):
         while len(queue) < batch:
             queue = np.concatenate([queue, source.permutation(len(images))])
         rows, queue = torch.from_numpy(queue[:batch]), queue[batch:]
+        if batch == 1:
+            # The mean over a sample and itself is the same, and torch keeps its fast convolutions
+            # for batches of more than one.
+            rows = rows.repeat(2)
         loss = F.cross_entropy(net(images[rows]), labels[rows])
         parts = torch.autograd.grad(loss, [net.values[n] for n in net.prunable])
-        g[i] = torch.cat([p.reshape(-1) for p in parts])[index]
+        g[i] = np.concatenate([p.numpy().ravel() for p in parts])[alive]
     return g
 
 
 def prune(w, alive, keep, curvature):
     """One step on the flat weights, in place: score, drop down to `keep`, add up the updates."""
-    index = alive.nonzero().squeeze(1)
+    index = np.flatnonzero(alive)
     old = w[index]
     diagonal = curvature.diagonal()
-    bad = int((diagonal <= 0).sum())
+    bad = np.count_nonzero(diagonal <= 0)
     if bad:
         print(f"warning: {bad} of {len(diagonal)} diagonal entries of F⁻¹ are not positive: "
               "float32 is too coarse for this λ (try --inverse dense)", file=sys.stderr)
     drop = lowest(old ** 2 / (2 * diagonal), len(index) - keep)
-    t = torch.zeros_like(old)
+    t = np.zeros_like(old)
     t[drop] = -old[drop] / diagonal[drop]
     new = old + curvature.product(t)
     new[drop] = 0
@@ -161,24 +166,21 @@ def prune(w, alive, keep, curvature):
 
 
 def lowest(scores, count):
-    return torch.argsort(scores, stable=True)[:count]
+    return np.argsort(scores, kind="stable")[:count]
 
 
 class Recursion:
-    """F⁻¹ per block as the pairs (h_i, δ_i), computed in place over the gradients."""
+    """F⁻¹ per block as the pairs (h_i, δ_i), each h_i from those before it."""
 
     def __init__(self, g, block, damp):
         self.damp, self.width, self.parts = damp, g.shape[1], []
         m = len(g)
-        for h in chunks(g, block):  # [blocks, m, B]
-            delta = torch.empty(h.shape[:2])
+        for h in chunks(g, block):  # [blocks, m, B], g_i on entry and h_i on exit
+            delta = np.empty(h.shape[:2], np.float32)
             for i in range(m):
-                x = h[:, i].clone()
-                if i:
-                    c = (h[:, :i] @ x[:, :, None])[:, :, 0] / delta[:, :i]
-                    h[:, i] = x / damp - (c[:, None, :] @ h[:, :i])[:, 0]
-                else:
-                    h[:, i] = x / damp
+                x = h[:, i].copy()
+                c = (h[:, :i] @ x[:, :, None])[:, :, 0] / delta[:, :i]
+                h[:, i] = x / damp - (c[:, None, :] @ h[:, :i])[:, 0]
                 delta[:, i] = m + (x * h[:, i]).sum(1)
             self.parts.append((h, delta))
 
@@ -195,12 +197,15 @@ class Recursion:
 
     def split(self, x):
         """A vector as [blocks, B] for each part; the last block is filled up with zeros."""
-        shapes = [(h.shape[0], h.shape[2]) for h, _ in self.parts]
-        x = F.pad(x, (0, sum(n * b for n, b in shapes) - len(x)))
-        return [p.view(s) for p, s in zip(x.split([n * b for n, b in shapes]), shapes)]
+        start = 0
+        for h, _ in self.parts:
+            n, b = h.shape[0], h.shape[2]
+            part = x[start:start + n * b]
+            yield np.pad(part, (0, n * b - len(part))).reshape(n, b)
+            start += n * b
 
     def join(self, parts):
-        return torch.cat([p.reshape(-1) for p in parts])[:self.width]
+        return np.concatenate([p.ravel() for p in parts])[:self.width].astype(np.float32)
 
 
 class Dense(Recursion):
@@ -209,15 +214,15 @@ class Dense(Recursion):
     def __init__(self, g, block, damp):
         self.width, self.parts = g.shape[1], []
         for part in chunks(g, block):
-            part = part.double()
-            f = part.transpose(1, 2) @ part / len(g) + damp * torch.eye(part.shape[2]).double()
-            self.parts.append((torch.cholesky_inverse(torch.linalg.cholesky(f)), None))
+            part = part.astype(np.float64)
+            f = part.transpose(0, 2, 1) @ part / len(g) + damp * np.eye(part.shape[2])
+            self.parts.append((np.linalg.inv(f), None))
 
     def diagonal(self):
-        return self.join(f.diagonal(dim1=1, dim2=2).float() for f, _ in self.parts)
+        return self.join(f.diagonal(axis1=1, axis2=2) for f, _ in self.parts)
 
     def product(self, x):
-        return self.join((f @ part.double()[:, :, None])[:, :, 0].float()
+        return self.join((f @ part[:, :, None])[:, :, 0]
                          for (f, _), part in zip(self.parts, self.split(x)))
 
 
@@ -232,8 +237,8 @@ def chunks(g, block):
     for start in range(0, d, step):
         part = g[:, start:start + step]
         blocks = math.ceil(part.shape[1] / block)
-        part = F.pad(part, (0, blocks * block - part.shape[1]))
-        yield part.reshape(m, blocks, block).transpose(0, 1).contiguous()
+        part = np.pad(part, ((0, 0), (0, blocks * block - part.shape[1])))
+        yield np.ascontiguousarray(part.reshape(m, blocks, block).transpose(1, 0, 2))
 
 
 # ---- the model ----
@@ -264,13 +269,15 @@ class Network:
         return values[self.output]
 
     def flat(self):
-        return torch.cat([self.values[n].detach().reshape(-1) for n in self.prunable])
+        return np.concatenate([self.values[n].detach().numpy().ravel() for n in self.prunable])
 
     @torch.no_grad()
     def load(self, flat):
-        sizes = [self.values[n].numel() for n in self.prunable]
-        for name, part in zip(self.prunable, flat.split(sizes)):
-            self.values[name].copy_(part.view(self.values[name].shape))
+        start = 0
+        for value in (self.values[n] for n in self.prunable):
+            part = torch.from_numpy(flat[start:start + value.numel()])
+            value.copy_(part.view(value.shape))
+            start += value.numel()
 
     def save(self, model, path):
         """The source file with the present weights in place of its own."""
@@ -303,10 +310,13 @@ def convolution(a, x, w, b=None):
         sys.exit("Conv with auto_pad is not supported: write the padding out in the model")
     n = w.dim() - 2
     pads = a.get("pads", [0] * 2 * n)
-    # ONNX lists all beginnings, then all ends; torch wants (begin, end) from the last axis on.
-    x = F.pad(x, [p for i in reversed(range(n)) for p in (pads[i], pads[i + n])])
+    padding = pads[:n]
+    if pads[n:] != padding:
+        # ONNX lists all beginnings, then all ends; torch wants (begin, end) from the last axis on.
+        x = F.pad(x, [p for i in reversed(range(n)) for p in (pads[i], pads[i + n])])
+        padding = 0
     conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[n]
-    return conv(x, w, b, a.get("strides", 1), 0, a.get("dilations", 1), a.get("group", 1))
+    return conv(x, w, b, a.get("strides", 1), padding, a.get("dilations", 1), a.get("group", 1))
 
 
 def gemm(a, x, w, c=0):
