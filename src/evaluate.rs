@@ -1,0 +1,317 @@
+//! Running a model over samples: accuracy, and how far two models' outputs are apart.
+//!
+//! Batches are spread over worker threads with a session each; figures are summed in batch order,
+//! so they do not depend on the number of threads.
+
+use std::sync::Mutex;
+use std::time::Instant;
+
+use crate::calibration::{Labels, Samples};
+use crate::cancel::Cancel;
+use crate::error::{Context, Result, bail};
+use crate::onnx::{Dimension, Graph, Value};
+use crate::runtime::{Device, Session, SessionOptions};
+use crate::tensor::{ElementType, Tensor};
+
+/// How to run.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOptions {
+    /// Where.
+    pub device: Device,
+    /// Worker threads on the processor.
+    pub threads: usize,
+}
+
+/// Samples per run where the model leaves the choice.
+const BATCH: usize = 32;
+
+/// The batch the model declares for its inputs, if it declares one.
+pub fn fixed_batch(graph: &Graph) -> Option<usize> {
+    graph.inputs.iter().find_map(|input| match input.shape.as_ref()?.first()? {
+        Dimension::Fixed(n) => Some(*n),
+        Dimension::Symbol(_) => None,
+    })
+}
+
+/// Calls `each(first row, outputs)` for batches of all samples and returns its results in order.
+///
+/// `values` names outputs or inner values of the graph. Outputs of a short last batch of a model
+/// with a fixed batch are cut to the rows that exist.
+pub fn for_batches<T: Send>(
+    graph: &Graph,
+    values: &[String],
+    samples: &Samples,
+    options: RunOptions,
+    cancel: &Cancel,
+    each: impl Fn(&[usize], Vec<Tensor>) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let mut graph = graph.clone();
+    graph.outputs = values.iter().map(Value::named).collect();
+    graph.remove_unused();
+    let bytes = graph.to_bytes()?;
+    let fixed = fixed_batch(&graph);
+    let batch = fixed.unwrap_or(BATCH);
+    let starts: Vec<usize> = (0..samples.rows()).step_by(batch.max(1)).collect();
+    let next = Mutex::new(starts.iter().enumerate());
+    let results: Mutex<Vec<Option<T>>> = Mutex::new(starts.iter().map(|_| None).collect());
+    let work = || -> Result<()> {
+        let threads = if options.device == Device::Cpu { 1 } else { options.threads };
+        let session_options = SessionOptions { device: options.device, threads, optimize: true };
+        let mut session = Session::new(&bytes, Vec::new(), &session_options)?;
+        loop {
+            let item = next.lock().expect("nothing panics while holding it").next();
+            let Some((index, &start)) = item else { return Ok(()) };
+            let rows: Vec<usize> = (start..(start + batch).min(samples.rows())).collect();
+            let mut padded = rows.clone();
+            if fixed.is_some() {
+                padded.resize(batch, rows[rows.len() - 1]);
+            }
+            let inputs = samples.batch(&padded);
+            let outputs = session.run(inputs.iter().map(|(n, t)| (n.as_str(), t)), cancel)?;
+            let tensors = values
+                .iter()
+                .map(|v| first_rows(outputs.tensor(v)?, padded.len(), rows.len()))
+                .collect::<Result<Vec<_>>>()?;
+            let result = each(&rows, tensors)?;
+            results.lock().expect("nothing panics while holding it")[index] = Some(result);
+        }
+    };
+    let workers = match options.device {
+        Device::Cpu => options.threads.clamp(1, starts.len().max(1)),
+        Device::Cuda | Device::Auto => 1,
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let joined = threads.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        joined.collect::<Vec<_>>().into_iter().collect::<Result<()>>()
+    })?;
+    let results = results.into_inner().expect("nothing panics while holding it");
+    Ok(results.into_iter().map(|r| r.expect("every batch was run")).collect())
+}
+
+/// The part of a batch's output that belongs to rows that exist.
+fn first_rows(tensor: Tensor, batch: usize, rows: usize) -> Result<Tensor> {
+    if batch == rows || tensor.shape().first() != Some(&batch) {
+        return Ok(tensor);
+    }
+    let mut shape = tensor.shape().to_vec();
+    shape[0] = rows;
+    let each = tensor.len() / batch;
+    let data = tensor.to_f32()[..rows * each].to_vec();
+    Ok(Tensor::f32(shape, data))
+}
+
+/// What one model gets right.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Accuracy {
+    /// Predictions that agree with their label.
+    pub correct: u64,
+    /// Predictions counted.
+    pub total: u64,
+    /// Mean cross-entropy, nats, when the output is the logits; else of the output as it is.
+    pub cross_entropy: f64,
+}
+
+impl Accuracy {
+    /// The fraction that is right.
+    pub fn fraction(&self) -> f64 {
+        self.correct as f64 / self.total.max(1) as f64
+    }
+}
+
+/// How far the outputs of two models are apart on the same samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Divergence {
+    /// ‖y′ − y‖ / ‖y‖ over all samples.
+    pub relative: f64,
+    /// The largest difference of a single output.
+    pub maximum: f64,
+    /// Mean over samples of ½ ‖C(z′ − z)‖², C centring over the classes: what ½ δᵀFδ predicts for
+    /// `--fisher outputs`.
+    pub half_squared: f64,
+    /// Mean KL divergence of the softmaxes, nats; where there are classes.
+    pub kl: Option<f64>,
+}
+
+/// Fraction of predictions that agree with class labels, from logits or probabilities.
+pub fn accuracy(
+    graph: &Graph,
+    output: &str,
+    samples: &Samples,
+    options: RunOptions,
+    cancel: &Cancel,
+) -> Result<Accuracy> {
+    let Some(Labels::Classes(labels)) = samples.labels() else {
+        bail!(Data, "accuracy needs integer `labels` beside the samples");
+    };
+    let parts = for_batches(graph, &[output.into()], samples, options, cancel, |rows, outputs| {
+        score(&outputs[0], rows, samples.rows(), labels).context(|| format!("output {output:?}"))
+    })?;
+    let mut sum = Accuracy::default();
+    for part in parts {
+        sum.correct += part.correct;
+        sum.total += part.total;
+        sum.cross_entropy += part.cross_entropy;
+    }
+    sum.cross_entropy /= sum.total.max(1) as f64;
+    Ok(sum)
+}
+
+fn score(output: &Tensor, rows: &[usize], all: usize, labels: &[i64]) -> Result<Accuracy> {
+    let (logits, axis) = (output.to_f32(), class_axis(output.shape()));
+    let classes = output.shape().get(axis).copied().unwrap_or(1);
+    let stride: usize = output.shape().iter().skip(axis + 1).product();
+    let positions = logits.len() / classes.max(1) / rows.len();
+    if classes < 2 || labels.len() != all * positions {
+        bail!(
+            Data,
+            "shape {:?} does not fit {} labels of {all} samples",
+            output.shape(),
+            labels.len()
+        );
+    }
+    let mut sum = Accuracy::default();
+    for (i, &row) in rows.iter().enumerate() {
+        for p in 0..positions {
+            let label = labels[row * positions + p];
+            if label < 0 || label as usize >= classes {
+                bail!(Data, "label {label} of sample {row} is not one of the {classes} classes");
+            }
+            let start = i * positions * classes + p / stride * stride * classes + p % stride;
+            let at = |c: usize| f64::from(logits[start + c * stride]);
+            // Ties go to the first class, as in numpy's argmax.
+            let best = (1..classes).fold(0, |b, c| if at(c) > at(b) { c } else { b });
+            sum.correct += u64::from(best == label as usize);
+            sum.total += 1;
+            sum.cross_entropy += log_sum_exp((0..classes).map(at)) - at(label as usize);
+        }
+    }
+    Ok(sum)
+}
+
+/// How far `b` is from `a` in the value `name`, which both compute.
+pub fn divergence(
+    a: &Graph,
+    b: &Graph,
+    name: &str,
+    samples: &Samples,
+    options: RunOptions,
+    cancel: &Cancel,
+) -> Result<Divergence> {
+    let names = [name.to_string()];
+    let dense = for_batches(a, &names, samples, options, cancel, |_, mut o| Ok(o.remove(0)))?;
+    let parts = for_batches(b, &names, samples, options, cancel, |rows, outputs| {
+        let batch = &dense[rows[0] / fixed_batch(b).unwrap_or(BATCH)];
+        if batch.shape() != outputs[0].shape() {
+            bail!(Data, "the shapes of {name:?} differ between the models");
+        }
+        Ok(compare(batch, &outputs[0]))
+    })?;
+    let mut sum = Sums::default();
+    parts.iter().for_each(|p| sum.add(p));
+    let rows = samples.rows().max(1) as f64;
+    Ok(Divergence {
+        relative: (sum.difference / sum.norm.max(f64::MIN_POSITIVE)).sqrt(),
+        maximum: sum.maximum,
+        half_squared: 0.5 * sum.centred / rows,
+        kl: (sum.positions > 0).then(|| sum.kl / sum.positions as f64),
+    })
+}
+
+#[derive(Default)]
+struct Sums {
+    difference: f64,
+    norm: f64,
+    maximum: f64,
+    centred: f64,
+    kl: f64,
+    positions: u64,
+}
+
+impl Sums {
+    fn add(&mut self, other: &Sums) {
+        self.difference += other.difference;
+        self.norm += other.norm;
+        self.maximum = self.maximum.max(other.maximum);
+        self.centred += other.centred;
+        self.kl += other.kl;
+        self.positions += other.positions;
+    }
+}
+
+fn compare(a: &Tensor, b: &Tensor) -> Sums {
+    let (x, y) = (a.to_f64(), b.to_f64());
+    let axis = class_axis(a.shape());
+    let classes = a.shape().get(axis).copied().unwrap_or(1);
+    let stride: usize = a.shape().iter().skip(axis + 1).product::<usize>().max(1);
+    let mut sum = Sums::default();
+    for (x, y) in x.iter().zip(&y) {
+        sum.difference += (y - x).powi(2);
+        sum.norm += x * x;
+        sum.maximum = sum.maximum.max((y - x).abs());
+    }
+    if classes < 2 || axis == 0 {
+        sum.centred = sum.difference;
+        return sum;
+    }
+    for start in (0..x.len()).filter(|i| i / stride % classes == 0) {
+        let at = |v: &[f64], c: usize| v[start + c * stride];
+        let mean = (0..classes).map(|c| at(&y, c) - at(&x, c)).sum::<f64>() / classes as f64;
+        sum.centred +=
+            (0..classes).map(|c| (at(&y, c) - at(&x, c) - mean).powi(2)).sum::<f64>();
+        let (zx, zy) =
+            (log_sum_exp((0..classes).map(|c| at(&x, c))), log_sum_exp((0..classes).map(|c| at(&y, c))));
+        let kl = |c| (at(&x, c) - zx).exp() * ((at(&x, c) - zx) - (at(&y, c) - zy));
+        sum.kl += (0..classes).map(kl).sum::<f64>();
+        sum.positions += 1;
+    }
+    sum
+}
+
+/// [N, K] and [N, K, H, W] have their classes at axis 1, sequences [N, T, K] at the last.
+pub fn class_axis(shape: &[usize]) -> usize {
+    if shape.len() == 3 { 2 } else { 1.min(shape.len().saturating_sub(1)) }
+}
+
+fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> f64 {
+    let most = values.clone().fold(f64::NEG_INFINITY, f64::max);
+    most + values.map(|v| (v - most).exp()).sum::<f64>().ln()
+}
+
+/// Median time of one run of `batch` samples, milliseconds: the graph as ONNX Runtime runs it.
+pub fn latency_ms(
+    graph: &Graph,
+    samples: &Samples,
+    batch: usize,
+    options: RunOptions,
+    cancel: &Cancel,
+) -> Result<f64> {
+    /// Enough for a median; the first runs warm caches and are not counted.
+    const RUNS: usize = 30;
+    const WARM_UP: usize = 5;
+    let batch = fixed_batch(graph).unwrap_or(batch);
+    let session_options =
+        SessionOptions { device: options.device, threads: options.threads, optimize: true };
+    let mut session = Session::of_graph(graph, &session_options)?;
+    let rows: Vec<usize> = (0..batch).map(|i| i % samples.rows()).collect();
+    let inputs = samples.batch(&rows);
+    let mut times = Vec::new();
+    for run in 0..RUNS + WARM_UP {
+        let start = Instant::now();
+        session.run(inputs.iter().map(|(n, t)| (n.as_str(), t)), cancel)?;
+        if run >= WARM_UP {
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+/// The first float output of the graph: what accuracy is measured on unless another is named.
+pub fn main_output(graph: &Graph) -> Result<String> {
+    let is_float = |v: &&Value| v.element.is_none_or(ElementType::is_float);
+    match graph.outputs.iter().find(is_float) {
+        Some(output) => Ok(output.name.clone()),
+        None => bail!(Unsupported, "the model has no float output"),
+    }
+}
