@@ -20,7 +20,7 @@ use crate::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
     TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
-use crate::onnx::storage;
+use crate::onnx::{storage, walk};
 use crate::tensor::{ElementType, Tensor};
 
 /// The version of the file format that hone writes: the newest that every supported ONNX Runtime
@@ -105,7 +105,7 @@ impl Import<'_> {
             }
         }
         for function in &mut graph.functions {
-            self.embed_in_nodes(&mut function.node)?;
+            walk::nodes(&mut function.node, &mut |tensor| self.embed(tensor))?;
         }
         for tensor in &source.initializer {
             let name = tensor.name.as_deref().unwrap_or("");
@@ -137,7 +137,7 @@ impl Import<'_> {
         let Some(attribute) = constant_attribute(node) else { return Ok(None) };
         let name = node.output[0].clone();
         let tensor = constant_tensor(attribute, |t| self.model.read(t));
-        Ok(tensor.context(|| format!("tensor {name:?}"))?.map(|tensor| (name, tensor)))
+        Ok(storage::named(tensor, &name)?.map(|tensor| (name, tensor)))
     }
 
     fn node(&self, proto: &NodeProto) -> Result<Node> {
@@ -161,7 +161,7 @@ impl Import<'_> {
     fn attribute(&self, proto: &AttributeProto) -> Result<Attribute> {
         let other = || {
             let mut copy = proto.clone();
-            self.embed_in_attribute(&mut copy)?;
+            walk::attribute(&mut copy, &mut |tensor| self.embed(tensor))?;
             Ok(Attribute::Other(Box::new(copy)))
         };
         Ok(match attribute_type(proto) {
@@ -183,27 +183,7 @@ impl Import<'_> {
         })
     }
 
-    /// Replaces references to other files by their content, in everything a graph passes through.
-    fn embed_in_attribute(&self, proto: &mut AttributeProto) -> Result<()> {
-        let single = proto.t.as_option_mut().into_iter();
-        single.chain(&mut proto.tensors).try_for_each(|t| self.embed(t))?;
-        let single = proto.sparse_tensor.as_option_mut().into_iter();
-        for sparse in single.chain(&mut proto.sparse_tensors) {
-            let parts = [sparse.values.as_option_mut(), sparse.indices.as_option_mut()];
-            parts.into_iter().flatten().try_for_each(|t| self.embed(t))?;
-        }
-        let single = proto.g.as_option_mut().into_iter();
-        single.chain(&mut proto.graphs).try_for_each(|graph| {
-            graph.initializer.iter_mut().try_for_each(|t| self.embed(t))?;
-            self.embed_in_nodes(&mut graph.node)
-        })
-    }
-
-    fn embed_in_nodes(&self, nodes: &mut [NodeProto]) -> Result<()> {
-        let mut attributes = nodes.iter_mut().flat_map(|node| &mut node.attribute);
-        attributes.try_for_each(|attribute| self.embed_in_attribute(attribute))
-    }
-
+    /// Replaces a reference to another file by what is there.
     fn embed(&self, proto: &mut TensorProto) -> Result<()> {
         if storage::is_external(proto) {
             *proto = storage::write(proto.name.as_deref().unwrap_or(""), &self.tensor(proto)?);
