@@ -64,8 +64,26 @@ pub enum RowOrder {
     Channels,
 }
 
-/// Finds the prunable tensors of `graph`, in the order of its nodes, and gives them their ranges.
-pub fn discover(graph: &Graph, facts: &Facts, row_order: RowOrder) -> (Vec<Parameter>, Vec<Skipped>) {
+/// A tensor that products read as their weight, as far as the graph alone tells.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    /// The name of the initializer.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    reads: Vec<Read>,
+}
+
+/// A weight slot and the nodes that rearrange the tensor on the way to it.
+#[derive(Clone, Debug)]
+struct Read {
+    slot: Slot,
+    views: Vec<usize>,
+}
+
+/// Finds the tensors that can be pruned, in the order of the nodes that read them; the other float
+/// tensors come with the reason why not.
+pub fn weights(graph: &Graph) -> (Vec<Weight>, Vec<Skipped>) {
     let uses = graph.uses();
     let (mut found, mut skipped) = (Vec::new(), Vec::new());
     for (name, tensor) in &graph.initializers {
@@ -73,57 +91,59 @@ pub fn discover(graph: &Graph, facts: &Facts, row_order: RowOrder) -> (Vec<Param
             continue;
         }
         let shape = tensor.shape().to_vec();
-        let skip = |reason: String| Skipped { name: name.clone(), shape: shape.clone(), reason };
-        if shape.iter().filter(|&&d| d > 1).count() < 2 && shape.len() < 2 {
-            skipped.push(skip("a bias or a norm's scale: it has one axis".into()));
-            continue;
-        }
-        let identity: Vec<u32> = (0..tensor.len() as u32).collect();
-        let mut walk = Walk { graph, facts, uses: &uses, reads: Vec::new() };
-        match walk.follow(name, &identity, 0) {
-            Ok(()) if walk.reads.is_empty() => skipped.push(skip("nothing reads it as a weight".into())),
-            Ok(()) => found.push(parameter(name, &shape, walk.reads, row_order)),
-            Err(reason) => skipped.push(skip(reason)),
-        }
+        let mut walk = Walk { graph, uses: &uses, reads: Vec::new(), views: Vec::new() };
+        let reason = match walk.follow(name) {
+            _ if shape.len() < 2 => "a bias or the scale of a norm: it has one axis".into(),
+            Err(reason) => reason,
+            Ok(()) if walk.reads.is_empty() => "no product reads it as a weight".into(),
+            Ok(()) => {
+                found.push(Weight { name: name.clone(), shape, reads: walk.reads });
+                continue;
+            }
+        };
+        skipped.push(Skipped { name: name.clone(), shape, reason });
     }
-    found.sort_by_key(|p| p.uses.iter().map(|u| (u.slot.node, u.slot.input)).min());
-    let mut start = 0;
-    for p in &mut found {
-        p.range = start..start + p.range.len();
-        start = p.range.end;
+    found.sort_by_key(|w| w.reads.iter().map(|r| r.slot).min());
+    (found, skipped)
+}
+
+/// Lays the prunable tensors out in one flat vector.
+pub fn discover(graph: &Graph, facts: &Facts, row_order: RowOrder) -> (Vec<Parameter>, Vec<Skipped>) {
+    let (weights, mut skipped) = weights(graph);
+    let (mut found, mut start) = (Vec::new(), 0);
+    for weight in weights {
+        match parameter(graph, facts, &weight, row_order) {
+            Ok(mut p) => {
+                p.range = start..start + p.range.len();
+                start = p.range.end;
+                found.push(p);
+            }
+            Err(reason) => skipped.push(Skipped { name: weight.name, shape: weight.shape, reason }),
+        }
     }
     (found, skipped)
 }
 
 /// The values on the way from prunable tensors to their weight slots: they must not be folded.
-pub fn protected(graph: &Graph, facts: &Facts) -> Vec<String> {
-    let producers = graph.producers();
-    let (parameters, _) = discover(graph, facts, RowOrder::Taps);
-    let mut names = Vec::new();
-    for u in parameters.iter().flat_map(|p| &p.uses) {
-        let mut name = graph.nodes[u.slot.node].inputs[u.slot.input].as_str();
-        names.push(name.to_string());
-        while let Some(&i) = producers.get(name) {
-            name = &graph.nodes[i].inputs[0];
-            names.push(name.to_string());
-        }
-    }
-    names
+pub fn protected(graph: &Graph) -> Vec<String> {
+    let (weights, _) = weights(graph);
+    let views = weights.iter().flat_map(|w| &w.reads).flat_map(|r| &r.views);
+    views.flat_map(|&i| graph.nodes[i].outputs.iter().cloned()).collect()
 }
 
 struct Walk<'a> {
     graph: &'a Graph,
-    facts: &'a Facts,
     uses: &'a HashMap<&'a str, Vec<(usize, usize)>>,
-    reads: Vec<(Slot, Product, Vec<u32>)>,
+    reads: Vec<Read>,
+    views: Vec<usize>,
 }
 
 impl Walk<'_> {
-    /// Follows a value that holds the weights `held` (storage indices) to the products it feeds.
-    fn follow(&mut self, name: &str, held: &[u32], depth: usize) -> Result<(), String> {
+    /// Follows a value that holds the weights to the products it feeds.
+    fn follow(&mut self, name: &str) -> Result<(), String> {
         // A chain of views this long is not a weight's; the bound stops hostile graphs.
         const LONGEST_CHAIN: usize = 16;
-        if depth > LONGEST_CHAIN {
+        if self.views.len() > LONGEST_CHAIN {
             return Err("a long chain of nodes rearranges it".into());
         }
         if self.graph.outputs.iter().any(|o| o.name == name) {
@@ -131,11 +151,13 @@ impl Walk<'_> {
         }
         for &(index, input) in self.uses.get(name).into_iter().flatten() {
             let node = &self.graph.nodes[index];
-            if let Some(product) = Product::of(node, input, self.facts)? {
-                self.reads.push((Slot { node: index, input }, product, held.to_vec()));
-            } else if let Some(held) = rearranged(node, input, held, self.facts) {
-                let output = node.output(0).unwrap_or_default();
-                self.follow(output, &held, depth + 1)?;
+            if Product::is_weight_slot(node, input, self.graph) {
+                let slot = Slot { node: index, input };
+                self.reads.push(Read { slot, views: self.views.clone() });
+            } else if input == 0 && is_view(node) {
+                self.views.push(index);
+                self.follow(node.output(0).unwrap_or_default())?;
+                self.views.pop();
             } else {
                 return Err(format!("{} reads it, not as the weight of a product", node.describe()));
             }
@@ -144,22 +166,23 @@ impl Walk<'_> {
     }
 }
 
-/// The weights in the order that a view of them has, if `node` is a view of its first input.
-fn rearranged(node: &Node, input: usize, held: &[u32], facts: &Facts) -> Option<Vec<u32>> {
-    if input != 0 || !node.domain.is_empty() {
-        return None;
+/// Whether a node only rearranges its first input.
+fn is_view(node: &Node) -> bool {
+    const VIEWS: [&str; 6] = ["Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"];
+    node.domain.is_empty() && VIEWS.contains(&node.op.as_str())
+}
+
+/// The storage index of each weight where a product reads it.
+fn held(graph: &Graph, facts: &Facts, weight: &Weight, read: &Read) -> Option<Vec<u32>> {
+    let mut held: Vec<u32> = (0..element_count(&weight.shape)? as u32).collect();
+    for node in read.views.iter().map(|&i| &graph.nodes[i]).filter(|n| n.op == "Transpose") {
+        let shape = &facts.get(node.input(0)?)?.shape;
+        let reversed: Vec<i64> = (0..shape.len() as i64).rev().collect();
+        let perm = node.ints("perm").unwrap_or(&reversed);
+        let perm: Vec<usize> = perm.iter().map(|&p| p as usize).collect();
+        held = transposed_indices(shape, &perm)?.into_iter().map(|i| held[i as usize]).collect();
     }
-    match node.op.as_str() {
-        "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten" => Some(held.to_vec()),
-        "Transpose" => {
-            let shape = &facts.get(node.input(0)?)?.shape;
-            let reversed: Vec<i64> = (0..shape.len() as i64).rev().collect();
-            let perm = node.ints("perm").unwrap_or(&reversed);
-            let axes: Vec<usize> = perm.iter().map(|&p| p as usize).collect();
-            Some(transposed_indices(shape, &axes)?.into_iter().map(|i| held[i as usize]).collect())
-        }
-        _ => None,
-    }
+    Some(held)
 }
 
 /// For each element of the transposed array, its index in the array of `shape`.
@@ -181,36 +204,42 @@ pub fn transposed_indices(shape: &[usize], perm: &[usize]) -> Option<Vec<u32>> {
 
 /// Lays out one tensor: the first product that reads it decides the canonical order.
 fn parameter(
-    name: &str,
-    shape: &[usize],
-    reads: Vec<(Slot, Product, Vec<u32>)>,
+    graph: &Graph,
+    facts: &Facts,
+    weight: &Weight,
     row_order: RowOrder,
-) -> Parameter {
-    let len = element_count(shape).expect("the tensor exists");
-    let (_, first, held) = &reads[0];
+) -> Result<Parameter, String> {
+    let mut products = Vec::new();
+    for read in &weight.reads {
+        let node = &graph.nodes[read.slot.node];
+        let refuse = || format!("{} has weights of a form hone cannot prune", node.describe());
+        let product = Product::of(node, read.slot.input, facts).ok_or_else(refuse)?;
+        let held = held(graph, facts, weight, read).ok_or_else(refuse)?;
+        let stored: Vec<u32> = product.natural().iter().map(|&i| held[i as usize]).collect();
+        products.push((read.slot, product, stored));
+    }
+    let (_, first, stored) = &products[0];
     // Storage index of each canonical place, and back.
-    let stored = |product: &Product, held: &[u32]| -> Vec<u32> {
-        product.natural().iter().map(|&i| held[i as usize]).collect()
-    };
-    let order = in_row_order(stored(first, held), first, row_order);
-    let mut canonical = vec![0u32; len];
+    let order = in_row_order(stored.clone(), first, row_order);
+    let mut canonical = vec![0u32; order.len()];
     order.iter().enumerate().for_each(|(place, &i)| canonical[i as usize] = place as u32);
-    let uses = reads
+    let (row, channels) = (first.row(), first.channels());
+    let uses = products
         .iter()
-        .map(|(slot, product, held)| {
-            let place = stored(product, held).iter().map(|&i| canonical[i as usize]).collect();
-            Use { slot: slot.clone(), product: product.clone(), place: unless_identity(place) }
+        .map(|(slot, product, stored)| {
+            let place = stored.iter().map(|&i| canonical[i as usize]).collect();
+            Use { slot: *slot, product: product.clone(), place: unless_identity(place) }
         })
         .collect();
-    Parameter {
-        name: name.into(),
-        shape: shape.into(),
-        range: 0..len,
-        row: first.row(),
-        channels: first.channels(),
+    Ok(Parameter {
+        name: weight.name.clone(),
+        shape: weight.shape.clone(),
+        range: 0..order.len(),
+        row,
+        channels,
         order: unless_identity(order),
         uses,
-    }
+    })
 }
 
 /// The weights of a product (row by row, tap after tap) as `row_order` has them.

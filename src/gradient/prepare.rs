@@ -36,8 +36,7 @@ pub fn prepare(graph: &Graph, batch: &[(String, Tensor)], cancel: &Cancel) -> Re
     }
     let mut observed = observe(&graph, batch, cancel)?;
     let constant = constants(&graph, &observed.facts);
-    let protected: HashSet<String> =
-        parameters::protected(&graph, &observed.facts).into_iter().collect();
+    let protected: HashSet<String> = parameters::protected(&graph).into_iter().collect();
     fold(&mut graph, &constant, &protected, &mut observed)?;
     Ok(Prepared { graph, facts: observed.facts })
 }

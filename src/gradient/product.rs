@@ -11,7 +11,7 @@ use faer::mat::{MatMut, MatRef};
 use faer::{Accum, Par};
 
 use crate::autodiff::Facts;
-use crate::onnx::Node;
+use crate::onnx::{Graph, Node};
 
 /// A product with a weight.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,21 +67,26 @@ pub struct Scratch {
 const TILE_BYTES: usize = 128 << 10;
 
 impl Product {
-    /// The product that `node` computes with input `input` as its weight. `None` when it is not
-    /// such a node; an error says why a product cannot be handled.
-    pub fn of(node: &Node, input: usize, facts: &Facts) -> Result<Option<Product>, String> {
-        if !node.domain.is_empty() {
-            return Ok(None);
-        }
-        let product = match (node.op.as_str(), input) {
-            ("Conv" | "ConvTranspose", 1) => window(node, facts),
-            ("Gemm", 0 | 1) => gemm(node, input, facts),
-            ("MatMul", 0 | 1) => matrix_product(node, input, facts),
-            _ => return Ok(None),
+    /// Whether input `input` of `node` is where a product takes its weight from.
+    pub fn is_weight_slot(node: &Node, input: usize, graph: &Graph) -> bool {
+        let is_product = match node.op.as_str() {
+            "Conv" | "ConvTranspose" => input == 1,
+            "Gemm" | "MatMul" => input < 2,
+            _ => false,
         };
-        match product {
-            Some(product) => Ok(Some(product)),
-            None => Err(format!("{} has weights of a form hone cannot prune", node.describe())),
+        let data = || node.input(Product::data_input(input));
+        is_product
+            && node.domain.is_empty()
+            && data().is_some_and(|x| !graph.initializers.contains_key(x))
+    }
+
+    /// The product that `node` computes with input `input` as its weight; `None` when the shapes
+    /// are not those of one weight matrix or kernel.
+    pub fn of(node: &Node, input: usize, facts: &Facts) -> Option<Product> {
+        match node.op.as_str() {
+            "Gemm" => gemm(node, input, facts),
+            "MatMul" => matrix_product(node, input, facts),
+            _ => window(node, facts),
         }
     }
 
