@@ -18,7 +18,7 @@ use crate::gradient::seed::{Fisher, Seeding};
 use crate::mfac::BlockFisher;
 use crate::onnx::Graph;
 use crate::prune::{
-    Damping, Layer, Pattern, Scope, Selection, Step, StepPlan, Update, Watch, magnitude, plan_blocks,
+    Damping, Layer, Pattern, Scope, Selection, Step, StepPlan, Update, Workers, magnitude, plan_blocks,
     schedule, step,
 };
 use crate::runtime::Device;
@@ -263,16 +263,12 @@ impl Stage<'_> {
             selection: self.options.selection,
             damping: self.options.damping,
         };
-        self.progress.begin(&self.name("pruning"), 1);
-        step(weights, alive, layers, fisher, &plan, self.options.threads, &Watched(self))
-    }
-}
-
-struct Watched<'a>(&'a Stage<'a>);
-
-impl Watch for Watched<'_> {
-    fn cancelled(&self) -> bool {
-        self.0.cancel.is_cancelled()
+        let visits = layers.len() as u64;
+        self.progress.begin(&self.name("pruning"), visits);
+        let progress = |done, of| self.progress.advance(visits * done as u64 / (of as u64).max(1));
+        let workers =
+            Workers { threads: self.options.threads, cancel: self.cancel, progress: &progress };
+        step(weights, alive, layers, fisher, &plan, workers)
     }
 }
 
