@@ -6,7 +6,7 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
-use crate::calibration::{Labels, Samples};
+use crate::calibration::{Accuracy, Labels, Samples, metrics};
 use crate::cancel::Cancel;
 use crate::error::{Context, Result, bail};
 use crate::onnx::{Dimension, Graph, Value};
@@ -101,24 +101,6 @@ fn first_rows(tensor: Tensor, batch: usize, rows: usize) -> Result<Tensor> {
     Ok(Tensor::f32(shape, data))
 }
 
-/// What one model gets right.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Accuracy {
-    /// Predictions that agree with their label.
-    pub correct: u64,
-    /// Predictions counted.
-    pub total: u64,
-    /// Mean cross-entropy, nats, when the output is the logits; else of the output as it is.
-    pub cross_entropy: f64,
-}
-
-impl Accuracy {
-    /// The fraction that is right.
-    pub fn fraction(&self) -> f64 {
-        self.correct as f64 / self.total.max(1) as f64
-    }
-}
-
 /// How far the outputs of two models are apart on the same samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Divergence {
@@ -133,7 +115,7 @@ pub struct Divergence {
     pub kl: Option<f64>,
 }
 
-/// Fraction of predictions that agree with class labels, from logits or probabilities.
+/// Fraction of predictions that agree with the labels, from logits or probabilities.
 pub fn accuracy(
     graph: &Graph,
     output: &str,
@@ -141,51 +123,14 @@ pub fn accuracy(
     options: RunOptions,
     cancel: &Cancel,
 ) -> Result<Accuracy> {
-    let Some(Labels::Classes(labels)) = samples.labels() else {
+    let Some(labels @ Labels::Classes(_)) = samples.labels() else {
         bail!(Data, "accuracy needs integer `labels` beside the samples");
     };
     let parts = for_batches(graph, &[output.into()], samples, options, cancel, |rows, outputs| {
-        score(&outputs[0], rows, samples.rows(), labels).context(|| format!("output {output:?}"))
+        metrics::accuracy(&outputs[0], labels, rows).context(|| format!("output {output:?}"))
     })?;
     let mut sum = Accuracy::default();
-    for part in parts {
-        sum.correct += part.correct;
-        sum.total += part.total;
-        sum.cross_entropy += part.cross_entropy;
-    }
-    sum.cross_entropy /= sum.total.max(1) as f64;
-    Ok(sum)
-}
-
-fn score(output: &Tensor, rows: &[usize], all: usize, labels: &[i64]) -> Result<Accuracy> {
-    let (logits, axis) = (output.to_f32(), class_axis(output.shape()));
-    let classes = output.shape().get(axis).copied().unwrap_or(1);
-    let stride: usize = output.shape().iter().skip(axis + 1).product();
-    let positions = logits.len() / classes.max(1) / rows.len();
-    if classes < 2 || labels.len() != all * positions {
-        bail!(
-            Data,
-            "shape {:?} does not fit {} labels of {all} samples",
-            output.shape(),
-            labels.len()
-        );
-    }
-    let mut sum = Accuracy::default();
-    for (i, &row) in rows.iter().enumerate() {
-        for p in 0..positions {
-            let label = labels[row * positions + p];
-            if label < 0 || label as usize >= classes {
-                bail!(Data, "label {label} of sample {row} is not one of the {classes} classes");
-            }
-            let start = i * positions * classes + p / stride * stride * classes + p % stride;
-            let at = |c: usize| f64::from(logits[start + c * stride]);
-            // Ties go to the first class, as in numpy's argmax.
-            let best = (1..classes).fold(0, |b, c| if at(c) > at(b) { c } else { b });
-            sum.correct += u64::from(best == label as usize);
-            sum.total += 1;
-            sum.cross_entropy += log_sum_exp((0..classes).map(at)) - at(label as usize);
-        }
-    }
+    parts.into_iter().for_each(|part| sum.add(part));
     Ok(sum)
 }
 
@@ -200,82 +145,43 @@ pub fn divergence(
 ) -> Result<Divergence> {
     let names = [name.to_string()];
     let dense = for_batches(a, &names, samples, options, cancel, |_, mut o| Ok(o.remove(0)))?;
-    let parts = for_batches(b, &names, samples, options, cancel, |rows, outputs| {
-        let batch = &dense[rows[0] / fixed_batch(b).unwrap_or(BATCH)];
-        if batch.shape() != outputs[0].shape() {
-            bail!(Data, "the shapes of {name:?} differ between the models");
-        }
-        Ok(compare(batch, &outputs[0]))
-    })?;
-    let mut sum = Sums::default();
-    parts.iter().for_each(|p| sum.add(p));
-    let rows = samples.rows().max(1) as f64;
+    let pruned = for_batches(b, &names, samples, options, cancel, |_, mut o| Ok(o.remove(0)))?;
+    let (mut sums, mut half) = (metrics::Divergence::default(), 0.0);
+    for (dense, pruned) in dense.iter().zip(&pruned) {
+        sums.add(dense, pruned).context(|| format!("output {name:?}"))?;
+        half += half_squared(dense, pruned);
+    }
     Ok(Divergence {
-        relative: (sum.difference / sum.norm.max(f64::MIN_POSITIVE)).sqrt(),
-        maximum: sum.maximum,
-        half_squared: 0.5 * sum.centred / rows,
-        kl: (sum.positions > 0).then(|| sum.kl / sum.positions as f64),
+        relative: sums.relative_error(),
+        maximum: sums.max_abs(),
+        half_squared: half / samples.rows() as f64,
+        kl: sums.mean_kl(),
     })
 }
 
-#[derive(Default)]
-struct Sums {
-    difference: f64,
-    norm: f64,
-    maximum: f64,
-    centred: f64,
-    kl: f64,
-    positions: u64,
-}
-
-impl Sums {
-    fn add(&mut self, other: &Sums) {
-        self.difference += other.difference;
-        self.norm += other.norm;
-        self.maximum = self.maximum.max(other.maximum);
-        self.centred += other.centred;
-        self.kl += other.kl;
-        self.positions += other.positions;
+/// Σ over positions of ½ ‖C(b − a)‖².
+fn half_squared(a: &Tensor, b: &Tensor) -> f64 {
+    let (a_shape, a, b) = (a.shape(), a.to_f64(), b.to_f64());
+    let axis = class_axis(a_shape);
+    let classes = if axis == 0 { 1 } else { a_shape.get(axis).copied().unwrap_or(1) };
+    let stride = a_shape.iter().skip(axis + 1).product::<usize>().max(1);
+    let difference: Vec<f64> = a.iter().zip(&b).map(|(a, b)| b - a).collect();
+    if classes < 2 {
+        return 0.5 * difference.iter().map(|d| d * d).sum::<f64>();
     }
-}
-
-fn compare(a: &Tensor, b: &Tensor) -> Sums {
-    let (x, y) = (a.to_f64(), b.to_f64());
-    let axis = class_axis(a.shape());
-    let classes = a.shape().get(axis).copied().unwrap_or(1);
-    let stride: usize = a.shape().iter().skip(axis + 1).product::<usize>().max(1);
-    let mut sum = Sums::default();
-    for (x, y) in x.iter().zip(&y) {
-        sum.difference += (y - x).powi(2);
-        sum.norm += x * x;
-        sum.maximum = sum.maximum.max((y - x).abs());
-    }
-    if classes < 2 || axis == 0 {
-        sum.centred = sum.difference;
-        return sum;
-    }
-    for start in (0..x.len()).filter(|i| i / stride % classes == 0) {
-        let at = |v: &[f64], c: usize| v[start + c * stride];
-        let mean = (0..classes).map(|c| at(&y, c) - at(&x, c)).sum::<f64>() / classes as f64;
-        sum.centred +=
-            (0..classes).map(|c| (at(&y, c) - at(&x, c) - mean).powi(2)).sum::<f64>();
-        let (zx, zy) =
-            (log_sum_exp((0..classes).map(|c| at(&x, c))), log_sum_exp((0..classes).map(|c| at(&y, c))));
-        let kl = |c| (at(&x, c) - zx).exp() * ((at(&x, c) - zx) - (at(&y, c) - zy));
-        sum.kl += (0..classes).map(kl).sum::<f64>();
-        sum.positions += 1;
-    }
-    sum
+    let starts = (0..difference.len()).filter(|i| i / stride % classes == 0);
+    starts
+        .map(|start| {
+            let position = || (0..classes).map(|c| difference[start + c * stride]);
+            let mean = position().sum::<f64>() / classes as f64;
+            0.5 * position().map(|d| (d - mean).powi(2)).sum::<f64>()
+        })
+        .sum()
 }
 
 /// [N, K] and [N, K, H, W] have their classes at axis 1, sequences [N, T, K] at the last.
 pub fn class_axis(shape: &[usize]) -> usize {
     if shape.len() == 3 { 2 } else { 1.min(shape.len().saturating_sub(1)) }
-}
-
-fn log_sum_exp(values: impl Iterator<Item = f64> + Clone) -> f64 {
-    let most = values.clone().fold(f64::NEG_INFINITY, f64::max);
-    most + values.map(|v| (v - most).exp()).sum::<f64>().ln()
 }
 
 /// Median time of one run of `batch` samples, milliseconds: the graph as ONNX Runtime runs it.

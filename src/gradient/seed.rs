@@ -143,20 +143,21 @@ impl Seeding {
     pub fn check(&self, samples: &Samples) -> Result<()> {
         let place = &self.places[0];
         match (self.fisher, samples.labels()) {
-            (Fisher::Labels, Some(Labels::Classes(labels))) => {
+            (Fisher::Labels, Some(labels @ Labels::Classes(_))) => {
                 let positions: usize = place.positions();
                 let batch = place.shape[0].max(1);
-                if labels.len() != samples.rows() * positions / batch {
+                let count = labels.tensor().len();
+                if count != samples.rows() * positions / batch {
                     bail!(
                         Data,
                         "there are {} labels for {} samples, but output {:?} has {} positions each",
-                        labels.len(),
+                        count,
                         samples.rows(),
                         place.value,
                         positions / batch
                     );
                 }
-                samples.labels().map_or(Ok(()), |l| l.check(place.shape[place.axis]))
+                labels.check(place.classes())
             }
             (Fisher::Labels, _) => bail!(
                 Data,
@@ -304,7 +305,7 @@ impl Place {
     }
 
     fn one_hot(&self, draws: &[Draw], labels: Option<&Labels>) -> Vec<f32> {
-        let Some(Labels::Classes(labels)) = labels else { return self.each(draws, |_, _| ()) };
+        let Some(labels) = labels.and_then(Labels::classes) else { return self.each(draws, |_, _| ()) };
         let (classes, (_, stride)) = (self.classes(), self.strides());
         self.each(draws, |d, out| {
             let positions = out.len() / classes;

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use hone::Result;
+use hone::calibration::{ReadOptions, parse_scale};
 use hone::gradient::seed::Fisher;
 use hone::prune::Pattern;
 use hone::runtime::Device;
@@ -39,11 +41,11 @@ pub struct Reading {
     #[arg(long, value_name = "FACTOR")]
     pub scale: Option<String>,
     /// Mean to subtract after scaling: one number, or one per channel separated by commas.
-    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', allow_hyphen_values = true)]
-    pub mean: Option<Vec<f32>>,
+    #[arg(long, value_name = "NUMBERS", allow_hyphen_values = true)]
+    pub mean: Option<String>,
     /// Standard deviation to divide by after subtracting the mean.
-    #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
-    pub std: Option<Vec<f32>>,
+    #[arg(long, value_name = "NUMBERS")]
+    pub std: Option<String>,
     /// Read at most this many samples of each file.
     #[arg(long, value_name = "ROWS")]
     pub limit: Option<usize>,
@@ -202,4 +204,26 @@ pub struct Gradient {
     pub batch: u32,
     #[command(flatten)]
     pub reading: Reading,
+}
+
+impl Reading {
+    /// The same as options of the library.
+    pub fn options(&self) -> Result<ReadOptions> {
+        let numbers = |text: &Option<String>| text.as_deref().map(parse_scale).transpose();
+        Ok(ReadOptions {
+            scale: numbers(&self.scale)?,
+            mean: numbers(&self.mean)?,
+            std: numbers(&self.std)?,
+            limit: self.limit,
+            ..ReadOptions::default()
+        })
+    }
+}
+
+impl Running {
+    /// The number of worker threads.
+    pub fn threads(&self) -> usize {
+        let all = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        self.threads.map_or_else(all, usize::from)
+    }
 }
