@@ -1,6 +1,7 @@
 //! hone compresses ONNX models with second-order information (M-FAC).
 #![warn(missing_docs)]
 
+pub mod calibration;
 pub mod cancel;
 pub mod error;
 pub mod onnx;
