@@ -260,16 +260,16 @@ impl Job<'_> {
     ) -> Result<()> {
         let width = self.range.len();
         let tasks = Mutex::new(rows.chunks_mut(task * width).enumerate());
+        let run = |worker: &mut Worker| -> Result<()> {
+            loop {
+                let next = tasks.lock().expect("nothing panics while holding it").next();
+                let Some((i, rows)) = next else { return Ok(()) };
+                self.fill_rows(worker, rows, first + i * task, cancel)?;
+            }
+        };
         std::thread::scope(|scope| {
-            let run = |worker: &mut Worker| -> Result<()> {
-                loop {
-                    let next = tasks.lock().expect("nothing panics while holding it").next();
-                    let Some((i, rows)) = next else { return Ok(()) };
-                    self.fill_rows(worker, rows, first + i * task, cancel)?;
-                }
-            };
-            let threads: Vec<_> =
-                workers.iter_mut().map(|worker| scope.spawn(|| run(worker))).collect();
+            let start = |worker| scope.spawn(|| run(worker));
+            let threads: Vec<_> = workers.iter_mut().map(start).collect();
             let results = threads.into_iter().map(|t| match t.join() {
                 Ok(result) => result,
                 Err(panic) => std::panic::resume_unwind(panic),

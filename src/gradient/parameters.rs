@@ -196,8 +196,9 @@ pub fn transposed_indices(shape: &[usize], perm: &[usize]) -> Option<Vec<u32>> {
     }
     let mut indices = vec![0u32];
     for &p in perm {
-        let steps = indices.iter().flat_map(|&base| (0..shape[p]).map(move |i| base + (i * strides[p]) as u32));
-        indices = steps.collect();
+        let (length, stride) = (shape[p] as u32, strides[p] as u32);
+        let along = |&start: &u32| (0..length).map(move |i| start + i * stride);
+        indices = indices.iter().flat_map(along).collect();
     }
     Some(indices)
 }

@@ -4,6 +4,7 @@
 //! one pruning step; the schedule of sparsities is geometric in the density. Nothing here touches
 //! files: see [`super::run`] for that.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,7 +19,7 @@ use crate::gradient::seed::{Fisher, Seeding};
 use crate::mfac::BlockFisher;
 use crate::onnx::Graph;
 use crate::prune::{
-    Damping, Layer, Pattern, Scope, Selection, Step, StepPlan, Update, Workers, magnitude, plan_blocks,
+    Curvature, Damping, Layer, Pattern, Scope, Selection, Step, StepPlan, Update, Workers, magnitude, plan_blocks,
     schedule, step,
 };
 use crate::runtime::Device;
@@ -269,6 +270,20 @@ impl Stage<'_> {
         let workers =
             Workers { threads: self.options.threads, cancel: self.cancel, progress: &progress };
         step(weights, alive, layers, fisher, &plan, workers)
+    }
+}
+
+impl Curvature for BlockFisher {
+    fn blocks(&self) -> &[Range<usize>] {
+        self.blocks()
+    }
+
+    fn block(&self, index: usize, out: &mut [f64]) {
+        self.block(index, out)
+    }
+
+    fn diagonal_mean(&self, range: Range<usize>) -> f64 {
+        self.diagonal_mean(range)
     }
 }
 

@@ -22,6 +22,7 @@ use crate::cancel::Cancel;
 use crate::error::{Result, bail, error};
 
 mod block;
+mod compress;
 mod dense;
 mod greedy;
 mod magnitude;
@@ -30,6 +31,7 @@ mod pattern;
 mod schedule;
 mod select;
 
+pub use compress::{Method, Options, Progress, Pruned, compress};
 pub use magnitude::magnitude;
 pub use pattern::{Pattern, plan_blocks};
 pub use schedule::schedule;
