@@ -2,9 +2,11 @@
 #![warn(missing_docs)]
 
 pub mod calibration;
+pub mod atomic_file;
 pub mod cancel;
 pub mod error;
 pub mod onnx;
+pub mod prune;
 pub mod runtime;
 mod sys;
 pub mod tensor;

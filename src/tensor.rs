@@ -195,6 +195,59 @@ impl Data {
             Data::Bool(_) => ElementType::Bool,
         }
     }
+
+    /// The elements of type `element` that `bytes` holds in little-endian order, as ONNX stores
+    /// them; a trailing part of an element is an error.
+    pub fn from_le_bytes(element: ElementType, bytes: &[u8]) -> Result<Data> {
+        use ElementType::*;
+        if !bytes.len().is_multiple_of(element.size()) {
+            bail!(Data, "{} bytes do not hold whole {element} elements", bytes.len());
+        }
+        Ok(match element {
+            F32 => Data::F32(decode(bytes, f32::from_le_bytes)),
+            F64 => Data::F64(decode(bytes, f64::from_le_bytes)),
+            F16 => Data::F16(decode(bytes, f16::from_le_bytes)),
+            BF16 => Data::BF16(decode(bytes, bf16::from_le_bytes)),
+            I8 => Data::I8(decode(bytes, i8::from_le_bytes)),
+            I16 => Data::I16(decode(bytes, i16::from_le_bytes)),
+            I32 => Data::I32(decode(bytes, i32::from_le_bytes)),
+            I64 => Data::I64(decode(bytes, i64::from_le_bytes)),
+            U8 => Data::U8(bytes.to_vec()),
+            U16 => Data::U16(decode(bytes, u16::from_le_bytes)),
+            U32 => Data::U32(decode(bytes, u32::from_le_bytes)),
+            U64 => Data::U64(decode(bytes, u64::from_le_bytes)),
+            Bool => Data::Bool(bytes.iter().map(|&b| b != 0).collect()),
+        })
+    }
+
+    /// The elements as little-endian bytes, as ONNX stores them.
+    pub fn to_le_bytes(&self) -> Vec<u8> {
+        match self {
+            Data::F32(v) => encode(v, f32::to_le_bytes),
+            Data::F64(v) => encode(v, f64::to_le_bytes),
+            Data::F16(v) => encode(v, f16::to_le_bytes),
+            Data::BF16(v) => encode(v, bf16::to_le_bytes),
+            Data::I8(v) => encode(v, i8::to_le_bytes),
+            Data::I16(v) => encode(v, i16::to_le_bytes),
+            Data::I32(v) => encode(v, i32::to_le_bytes),
+            Data::I64(v) => encode(v, i64::to_le_bytes),
+            Data::U8(v) => v.clone(),
+            Data::U16(v) => encode(v, u16::to_le_bytes),
+            Data::U32(v) => encode(v, u32::to_le_bytes),
+            Data::U64(v) => encode(v, u64::to_le_bytes),
+            Data::Bool(v) => v.iter().map(|&x| x.into()).collect(),
+        }
+    }
+}
+
+/// `N` bytes per element.
+fn encode<T: Copy, const N: usize>(elements: &[T], bytes: fn(T) -> [u8; N]) -> Vec<u8> {
+    elements.iter().map(|&x| bytes(x)).collect::<Vec<_>>().into_flattened()
+}
+
+/// One element per `N` bytes.
+fn decode<T, const N: usize>(bytes: &[u8], element: fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks().0.iter().map(|&chunk| element(chunk)).collect()
 }
 
 /// A dense array. Invariant: the product of `shape` is the number of elements.
@@ -222,6 +275,11 @@ impl Tensor {
     /// An int64 tensor. Panics if the shape does not hold the elements: for shapes that the caller computed.
     pub fn i64(shape: impl Into<Vec<usize>>, data: Vec<i64>) -> Tensor {
         Tensor::new(shape, Data::I64(data)).expect("the caller computed both")
+    }
+
+    /// A tensor without axes that holds one element.
+    pub fn scalar(value: f32) -> Tensor {
+        Tensor::f32([], vec![value])
     }
 
     /// The length of each axis.

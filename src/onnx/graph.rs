@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::onnx::proto::{AttributeProto, FunctionProto};
+use crate::onnx::proto::{AttributeProto, FunctionProto, GraphProto};
 use crate::tensor::{ElementType, Tensor};
 
 /// A graph with everything ONNX Runtime needs to run it.
@@ -228,28 +228,40 @@ impl Graph {
     }
 }
 
-/// The outer values that the subgraphs of `node` may read: every name they mention.
+/// The outer values that the subgraphs of `node` read: names they mention but do not define.
 pub fn outer_names(node: &Node) -> Vec<String> {
-    fn walk(graph: &crate::onnx::proto::GraphProto, names: &mut Vec<String>) {
-        names.extend(graph.output.iter().filter_map(|v| v.name.clone()));
-        for node in &graph.node {
-            names.extend(node.input.iter().cloned());
-            node.attribute.iter().for_each(|a| subgraphs(a, names));
-        }
-    }
-    fn subgraphs(attribute: &AttributeProto, names: &mut Vec<String>) {
-        if let Some(g) = attribute.g.as_option() {
-            walk(g, names);
-        }
-        attribute.graphs.iter().for_each(|g| walk(g, names));
-    }
     let mut names = Vec::new();
     for attribute in node.attributes.values() {
         if let Attribute::Other(raw) = attribute {
-            subgraphs(raw, &mut names);
+            free_names_of_attribute(raw, &mut names);
         }
     }
-    names
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// The names that the subgraphs in `attribute` read from outside, appended to `names`.
+pub(crate) fn free_names_of_attribute<'a>(attribute: &'a AttributeProto, names: &mut Vec<&'a str>) {
+    attribute.g.as_option().into_iter().chain(&attribute.graphs).for_each(|g| free_names(g, names));
+}
+
+/// The names that `graph` reads but does not define, appended to `names`.
+fn free_names<'a>(graph: &'a GraphProto, names: &mut Vec<&'a str>) {
+    let mut read: Vec<&str> = graph.output.iter().filter_map(|v| v.name.as_deref()).collect();
+    for node in &graph.node {
+        read.extend(node.input.iter().map(String::as_str));
+        node.attribute.iter().for_each(|a| free_names_of_attribute(a, &mut read));
+    }
+    let defined: HashSet<&str> = defined_names(graph).collect();
+    names.extend(read.into_iter().filter(|name| !name.is_empty() && !defined.contains(name)));
+}
+
+/// The names that `graph` itself gives a value: inputs, initializers and node outputs.
+pub(crate) fn defined_names(graph: &GraphProto) -> impl Iterator<Item = &str> {
+    let produced = graph.node.iter().flat_map(|n| &n.output).map(String::as_str);
+    let supplied = graph.input.iter().filter_map(|v| v.name.as_deref());
+    let held = graph.initializer.iter().filter_map(|t| t.name.as_deref());
+    let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_option());
+    produced.chain(supplied).chain(held).chain(sparse.filter_map(|t| t.name.as_deref()))
 }
 
 impl From<i64> for Attribute {
