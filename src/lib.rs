@@ -1,8 +1,8 @@
 //! hone compresses ONNX models with second-order information (M-FAC).
 #![warn(missing_docs)]
 
-pub mod calibration;
 pub mod atomic_file;
+pub mod calibration;
 pub mod cancel;
 pub mod error;
 pub mod onnx;
