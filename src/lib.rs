@@ -3,6 +3,7 @@
 
 pub mod cancel;
 pub mod error;
+pub mod mfac;
 pub mod onnx;
 pub mod runtime;
 mod sys;
