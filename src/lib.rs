@@ -1,10 +1,12 @@
 //! hone compresses ONNX models with second-order information (M-FAC).
 #![warn(missing_docs)]
 
+pub mod atomic_file;
 pub mod cancel;
 pub mod error;
 pub mod mfac;
 pub mod onnx;
+pub mod prune;
 pub mod runtime;
 mod sys;
 pub mod tensor;

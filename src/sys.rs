@@ -3,6 +3,9 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, OsStr, c_char, c_void};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -55,6 +58,21 @@ unsafe fn library_of(address: *const c_void) -> Option<PathBuf> {
     // SAFETY: dladdr set a NUL-terminated name owned by the mapped object.
     let name = unsafe { CStr::from_ptr(info.dli_fname as *const c_char) };
     Some(PathBuf::from(OsStr::from_bytes(name.to_bytes())))
+}
+
+/// Opens `name` inside the open folder `folder` for reading. A symbolic link in the place of `name`
+/// is an error (`ELOOP`, or `ENOTDIR` when a folder is asked for), and a FIFO does not block.
+pub fn open_in(folder: &File, name: &CStr, is_folder: bool) -> io::Result<File> {
+    let kind = if is_folder { libc::O_DIRECTORY } else { 0 };
+    let flags = libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC | kind;
+    // SAFETY: the descriptor is open for as long as `folder` lives, the name ends in NUL, and
+    // openat reads nothing else without O_CREAT.
+    let descriptor = unsafe { libc::openat(folder.as_raw_fd(), name.as_ptr(), flags) };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: openat just made this descriptor; nobody else owns it.
+    Ok(unsafe { File::from_raw_fd(descriptor) })
 }
 
 /// The largest resident set this process has had, in bytes.

@@ -202,21 +202,26 @@ impl Data {
     /// The elements as little-endian bytes, as ONNX stores them.
     pub fn to_le_bytes(&self) -> Vec<u8> {
         match self {
-            Data::F32(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Data::F64(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Data::F16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Data::BF16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Data::I8(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Data::I16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Data::I32(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Data::I64(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Data::F32(v) => encode(v, f32::to_le_bytes),
+            Data::F64(v) => encode(v, f64::to_le_bytes),
+            Data::F16(v) => encode(v, f16::to_le_bytes),
+            Data::BF16(v) => encode(v, bf16::to_le_bytes),
+            Data::I8(v) => encode(v, i8::to_le_bytes),
+            Data::I16(v) => encode(v, i16::to_le_bytes),
+            Data::I32(v) => encode(v, i32::to_le_bytes),
+            Data::I64(v) => encode(v, i64::to_le_bytes),
             Data::U8(v) => v.clone(),
-            Data::U16(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Data::U32(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Data::U64(v) => v.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Data::U16(v) => encode(v, u16::to_le_bytes),
+            Data::U32(v) => encode(v, u32::to_le_bytes),
+            Data::U64(v) => encode(v, u64::to_le_bytes),
             Data::Bool(v) => v.iter().map(|&x| x.into()).collect(),
         }
     }
+}
+
+/// `N` bytes per element.
+fn encode<T: Copy, const N: usize>(elements: &[T], bytes: fn(T) -> [u8; N]) -> Vec<u8> {
+    elements.iter().map(|&x| bytes(x)).collect::<Vec<_>>().into_flattened()
 }
 
 /// One element per `N` bytes.

@@ -1,0 +1,86 @@
+//! Cholesky, inverse and solve of one block in f64, on faer, with workspace that outlives blocks.
+
+use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
+use faer::linalg::cholesky::llt::{factor, inverse, solve};
+use faer::{MatMut, MatRef, Par};
+
+/// Workspace for blocks up to the largest seen.
+#[derive(Default)]
+pub(super) struct Workspace {
+    buffer: Option<MemBuffer>,
+    capacity: usize,
+}
+
+/// The matrix has no Cholesky factor: in floating point it is not positive definite.
+#[derive(Debug)]
+pub(super) struct NotPositiveDefinite;
+
+impl Workspace {
+    /// A = LLᵀ in place: `a` is n×n with both halves filled, and its lower triangle (column-major)
+    /// becomes L.
+    pub fn factor(&mut self, a: &mut [f64], n: usize) -> Result<(), NotPositiveDefinite> {
+        let stack = self.stack(n);
+        let a = MatMut::from_column_major_slice_mut(a, n, n);
+        factor::cholesky_in_place(a, Default::default(), Par::Seq, stack, Default::default())
+            .map(|_| ())
+            .map_err(|_| NotPositiveDefinite)
+    }
+
+    /// The lower triangle (column-major) of A⁻¹ from L; the upper one of `out` is left alone.
+    pub fn invert(&mut self, l: &[f64], n: usize, out: &mut [f64]) {
+        let stack = self.stack(n);
+        let out = MatMut::from_column_major_slice_mut(out, n, n);
+        inverse::inverse(out, MatRef::from_column_major_slice(l, n, n), Par::Seq, stack);
+    }
+
+    /// x ← A⁻¹x from L.
+    pub fn solve(&mut self, l: &[f64], n: usize, x: &mut [f64]) {
+        let stack = self.stack(n);
+        let x = MatMut::from_column_major_slice_mut(x, n, 1);
+        solve::solve_in_place(MatRef::from_column_major_slice(l, n, n), x, Par::Seq, stack);
+    }
+
+    fn stack(&mut self, n: usize) -> &mut MemStack {
+        if self.buffer.is_none() || self.capacity < n {
+            let need = StackReq::any_of(&[
+                factor::cholesky_in_place_scratch::<f64>(n, Par::Seq, Default::default()),
+                inverse::inverse_scratch::<f64>(n, Par::Seq),
+                solve::solve_in_place_scratch::<f64>(n, 1, Par::Seq),
+            ]);
+            self.buffer = Some(MemBuffer::new(need));
+            self.capacity = n;
+        }
+        MemStack::new(self.buffer.as_mut().expect("just filled"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inverse_and_solve_agree_with_the_matrix() {
+        let mut workspace = Workspace::default();
+        for n in [1, 2, 7, 33, 5] {
+            let entry = |i: usize, j: usize| {
+                1.0 / (1.0 + (i as f64 - j as f64).abs()) + if i == j { 0.5 } else { 0.0 }
+            };
+            let a: Vec<f64> = (0..n * n).map(|k| entry(k / n, k % n)).collect();
+            let (mut l, mut inverse) = (a.clone(), vec![0.0; n * n]);
+            workspace.factor(&mut l, n).unwrap();
+            workspace.invert(&l, n, &mut inverse);
+            let at = |i: usize, j: usize| inverse[i.min(j) * n + i.max(j)];
+            let mut x: Vec<f64> = (0..n).map(|i| i as f64 - 2.0).collect();
+            workspace.solve(&l, n, &mut x);
+            for i in 0..n {
+                let product: f64 = (0..n).map(|k| entry(i, k) * x[k]).sum();
+                assert!((product - (i as f64 - 2.0)).abs() < 1e-11);
+                for j in 0..n {
+                    let product: f64 = (0..n).map(|k| entry(i, k) * at(k, j)).sum();
+                    assert!((product - f64::from(u8::from(i == j))).abs() < 1e-12);
+                }
+            }
+        }
+        assert!(workspace.factor(&mut [1.0, 2.0, 2.0, 1.0], 2).is_err());
+    }
+}
