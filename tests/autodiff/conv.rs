@@ -1,12 +1,22 @@
 use crate::harness::{Case, Random};
 
-/// A random window along one axis: kernel, stride, dilation, pads and a length that admits it.
-fn window(r: &mut Random) -> (usize, usize, usize, usize, usize, usize) {
+/// The window along one axis and the length of that axis.
+struct Window {
+    kernel: usize,
+    stride: usize,
+    dilation: usize,
+    before: usize,
+    after: usize,
+    length: usize,
+}
+
+/// A random window and a length that admits it.
+fn window(r: &mut Random) -> Window {
     let (kernel, stride, dilation) = (r.int(1, 4), r.int(1, 3), r.int(1, 3));
     let (before, after) = (r.int(0, 4), r.int(0, 4));
     let extent = (kernel - 1) * dilation + 1;
-    let shortest = extent.saturating_sub(before + after).max(1);
-    (kernel, stride, dilation, before, after, shortest + r.int(0, 5))
+    let length = extent.saturating_sub(before + after).max(1) + r.int(0, 5);
+    Window { kernel, stride, dilation, before, after, length }
 }
 
 fn signed(v: &[usize]) -> Vec<i64> {
@@ -19,20 +29,18 @@ fn random_convolutions() {
     for round in 0..160 {
         let space = 1 + round % 3;
         let windows: Vec<_> = (0..space).map(|_| window(&mut r)).collect();
-        let list = |f: fn(&(usize, usize, usize, usize, usize, usize)) -> usize| {
-            windows.iter().map(f).collect::<Vec<_>>()
-        };
+        let list = |f: fn(&Window) -> usize| windows.iter().map(f).collect::<Vec<_>>();
         let depthwise = round % 4 == 3;
         let group = r.int(1, 3);
         let (per_in, per_out) = (if depthwise { 1 } else { r.int(1, 3) }, r.int(1, 2));
         let batch = r.int(1, 3);
-        let x = [vec![batch, group * per_in], list(|w| w.5)].concat();
-        let w = [vec![group * per_out, per_in], list(|w| w.0)].concat();
+        let x = [vec![batch, group * per_in], list(|w| w.length)].concat();
+        let w = [vec![group * per_out, per_in], list(|w| w.kernel)].concat();
         let mut case = Case::new("Conv")
             .single()
-            .with("strides", signed(&list(|w| w.1)))
-            .with("dilations", signed(&list(|w| w.2)))
-            .with("pads", signed(&[list(|w| w.3), list(|w| w.4)].concat()))
+            .with("strides", signed(&list(|w| w.stride)))
+            .with("dilations", signed(&list(|w| w.dilation)))
+            .with("pads", signed(&[list(|w| w.before), list(|w| w.after)].concat()))
             .with("group", group as i64)
             .floats(&x, r.values(x.iter().product()))
             .floats(&w, r.values(w.iter().product()));

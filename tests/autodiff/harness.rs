@@ -52,7 +52,7 @@ impl Random {
     }
 
     pub fn chance(&mut self) -> bool {
-        self.next() % 2 == 0
+        self.next().is_multiple_of(2)
     }
 
     /// Uniform in [low, high).
