@@ -2,6 +2,7 @@
 #![warn(missing_docs)]
 
 pub mod atomic_file;
+pub mod autodiff;
 pub mod cancel;
 pub mod error;
 pub mod mfac;
