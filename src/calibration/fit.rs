@@ -296,7 +296,8 @@ mod tests {
 
     #[test]
     fn missing_axes_of_length_one_are_inserted_when_there_is_one_way() {
-        let cases: [(&[usize], &str, Option<&[usize]>); 12] = [
+        type Case<'a> = (&'a [usize], &'a str, Option<&'a [usize]>);
+        let cases: [Case; 12] = [
             (&[8, 1, 28, 28], "N 1 28 28", Some(&[8, 1, 28, 28])),
             (&[8, 28, 28], "N 1 28 28", Some(&[8, 1, 28, 28])),
             (&[8, 28, 28], "1 28 28 1", Some(&[8, 28, 28, 1])),

@@ -78,9 +78,9 @@ fn bias(p: &mut Pullback, g: &Term) -> Result<()> {
 /// The number of groups, which must divide the channels of the data and the rows of the kernel.
 fn group(node: &Node, x: &Term, w: &Term) -> Result<usize> {
     let group = node.int("group").unwrap_or(1);
-    let divides = |n: usize| n > 0 && x.shape[1] % n == 0 && w.shape[0] % n == 0;
+    let divides = |n: usize| x.shape[1].is_multiple_of(n) && w.shape[0].is_multiple_of(n);
     match usize::try_from(group) {
-        Ok(n) if x.rank() > 2 && x.rank() == w.rank() && divides(n) => Ok(n),
+        Ok(n) if n > 0 && x.rank() > 2 && x.rank() == w.rank() && divides(n) => Ok(n),
         _ => {
             let (x, w) = (&x.shape, &w.shape);
             bail!(Model, "{group} groups, data of shape {x:?} and a kernel of shape {w:?} disagree")

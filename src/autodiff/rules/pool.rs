@@ -81,16 +81,18 @@ pub(super) fn average_pool(p: &mut Pullback) -> Result<()> {
     let (x, y, mut dx) = (p.x(0)?, p.y(0)?, p.g()?);
     let axes = window::axes(p.node, &kernel(p.node)?, &x, &y)?;
     let padding_counts = p.node.int("count_include_pad").unwrap_or(0) != 0;
+    // A window may stick out beyond the padding where lengths were rounded up. What lies there
+    // counted until opset 19 said that it does not.
+    let overhang_counts = padding_counts && p.graph.opset < 19;
     for (i, a) in axes.iter().enumerate().rev() {
+        let padded = -(a.before as i64)..(a.input + a.after) as i64;
         let mut matrix = vec![0.0; a.input * a.output];
         for o in 0..a.output {
-            // A window may stick out beyond the padding where lengths were rounded up; what
-            // lies there never counts.
-            let limit = if padding_counts { a.input + a.after } else { a.input } as i64;
-            let start = if padding_counts { -(a.before as i64) } else { 0 };
-            let counted = a.reads(o).filter(|i| (start..limit).contains(i)).count();
+            let counts =
+                |i: &i64| a.holds(*i) || padding_counts && (overhang_counts || padded.contains(i));
+            let count = a.reads(o).filter(counts).count();
             for position in a.reads(o).filter(|&i| a.holds(i)) {
-                matrix[position as usize * a.output + o] = 1.0 / counted as f64;
+                matrix[position as usize * a.output + o] = 1.0 / count as f64;
             }
         }
         dx = p.along(&dx, i + 2, a.input, &matrix);
