@@ -138,9 +138,6 @@ pub struct Pruned {
     pub prune_s: f64,
 }
 
-/// Samples per run of the backward graph: its activations should stay in cache.
-const BATCH: usize = 8;
-
 /// Prunes `model` by `options`; `graph` is its working graph (see [`crate::onnx::import`]).
 pub fn compress(
     graph: &Graph,
@@ -296,7 +293,7 @@ fn fix_batch(
     cancel: &Cancel,
 ) -> Result<(Prepared, usize, Seeding)> {
     let declared = evaluate::fixed_batch(graph);
-    let candidates = declared.map_or(vec![BATCH, 1], |batch| vec![batch]);
+    let candidates = declared.map_or(vec![evaluate::BATCH, 1], |batch| vec![batch]);
     let mut last = None;
     for batch in candidates {
         let rows: Vec<usize> = (0..batch).map(|i| i % samples.rows()).collect();

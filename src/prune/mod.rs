@@ -28,12 +28,15 @@ mod greedy;
 mod magnitude;
 mod parallel;
 mod pattern;
+pub mod report;
+mod run;
 mod schedule;
 mod select;
 
 pub use compress::{Method, Options, Progress, Pruned, compress};
 pub use magnitude::magnitude;
 pub use pattern::{Pattern, plan_blocks};
+pub use run::Job;
 pub use schedule::schedule;
 
 use block::{Ranking, Scratch, Start, Task};
