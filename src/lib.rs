@@ -4,6 +4,7 @@
 pub mod atomic_file;
 pub mod cancel;
 pub mod error;
+pub mod mfac;
 pub mod onnx;
 pub mod prune;
 pub mod runtime;

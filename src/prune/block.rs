@@ -29,6 +29,16 @@ pub(super) struct Task {
     pub groups: Groups,
 }
 
+/// What a step begins with.
+pub(super) struct Start<'a> {
+    /// w⁰ over the flat vector.
+    pub weights: &'a [f32],
+    /// Which weights are not pruned yet.
+    pub alive: &'a [bool],
+    /// The Fisher.
+    pub curvature: &'a dyn Curvature,
+}
+
 /// How a block is ranked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ranking {
@@ -73,20 +83,18 @@ pub(super) struct Settled {
 pub(super) fn rank(
     scratch: &mut Scratch,
     task: &Task,
-    curvature: &dyn Curvature,
-    weights: &[f32],
-    alive: &[bool],
+    start: &Start<'_>,
     survivors: &[bool],
     ranking: Ranking,
 ) -> Result<Trace> {
     let survivors = &survivors[task.range.clone()];
-    scratch.list(&alive[task.range.clone()], survivors);
+    scratch.list(&start.alive[task.range.clone()], survivors);
     task.groups.remaining(survivors, &mut scratch.budget);
     if scratch.kept.is_empty() {
         return Ok(Trace::default());
     }
-    let weights = &weights[task.range.clone()];
-    scratch.fetch(task, curvature)?;
+    let weights = &start.weights[task.range.clone()];
+    scratch.fetch(task, start.curvature)?;
     scratch.factor(task)?;
     scratch.solve(task, weights, survivors);
     scratch.invert(scratch.kept.len());
@@ -108,19 +116,17 @@ pub(super) fn rank(
 pub(super) fn settle(
     scratch: &mut Scratch,
     task: &Task,
-    curvature: &dyn Curvature,
-    weights: &[f32],
-    alive: &[bool],
+    start: &Start<'_>,
     survivors: &[bool],
     update: Update,
 ) -> Result<Settled> {
-    let (alive, survivors) = (&alive[task.range.clone()], &survivors[task.range.clone()]);
+    let (alive, survivors) = (&start.alive[task.range.clone()], &survivors[task.range.clone()]);
     scratch.list(alive, survivors);
     if scratch.kept.len() == scratch.alive.len() {
         return Ok(Settled::default());
     }
-    let weights = &weights[task.range.clone()];
-    scratch.fetch(task, curvature)?;
+    let weights = &start.weights[task.range.clone()];
+    scratch.fetch(task, start.curvature)?;
     match update {
         Update::Joint if scratch.kept.is_empty() => {}
         Update::Joint => {

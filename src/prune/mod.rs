@@ -15,8 +15,10 @@
 //!
 //! The module works on flat vectors and blocks of curvature; it knows no model and no file.
 
+use std::fmt;
 use std::ops::Range;
 
+use crate::cancel::Cancel;
 use crate::error::{Result, bail, error};
 
 mod block;
@@ -32,8 +34,7 @@ pub use magnitude::magnitude;
 pub use pattern::{Pattern, plan_blocks};
 pub use schedule::schedule;
 
-use block::{Ranking, Scratch, Task};
-use select::Trace;
+use block::{Ranking, Scratch, Start, Task};
 
 /// How far one threshold reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,20 +100,29 @@ pub trait Curvature: Sync {
     fn diagonal_mean(&self, range: Range<usize>) -> f64;
 }
 
-/// What a caller sees and says while a step runs; called from worker threads.
-pub trait Watch: Sync {
-    /// True once the step should stop with [`crate::ErrorKind::Cancelled`].
-    fn cancelled(&self) -> bool {
-        false
-    }
-    /// `done` of `total` block visits are over.
-    fn progress(&self, done: usize, total: usize) {
-        let _ = (done, total);
+/// Who does the work, who may stop it and who watches it.
+#[derive(Clone, Copy)]
+pub struct Workers<'a> {
+    /// Worker threads, at least one is used.
+    pub threads: usize,
+    /// Asks the work to stop, with an error of kind `Cancelled`.
+    pub cancel: &'a Cancel,
+    /// Called from any worker: so many block visits are done, of so many.
+    pub progress: &'a (dyn Fn(usize, usize) + Sync),
+}
+
+impl<'a> Workers<'a> {
+    /// Workers that nobody watches.
+    pub fn new(threads: usize, cancel: &'a Cancel) -> Workers<'a> {
+        Workers { threads, cancel, progress: &|_, _| () }
     }
 }
 
-/// Nobody watches.
-impl Watch for () {}
+impl fmt::Debug for Workers<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Workers({})", self.threads)
+    }
+}
 
 /// What one pruning step is to do.
 #[derive(Clone, Debug, PartialEq)]
@@ -184,20 +194,21 @@ pub fn step(
     layers: &[Layer],
     curvature: &dyn Curvature,
     plan: &StepPlan,
-    threads: usize,
-    watch: &dyn Watch,
+    workers: Workers<'_>,
 ) -> Result<Step> {
     check(weights, alive, layers, plan)?;
     let tasks = tasks(layers, curvature, plan)?;
+    let owners: Vec<usize> = tasks.iter().map(|t| t.layer).collect();
+    let start = Start { weights, alive, curvature };
     let (ranking, targets) = rounds(alive, layers, plan);
-    let visits = tasks.len() * (targets.len() + 1);
+    let count = tasks.len();
+    let visits = count * (targets.len() + 1);
     let mut survivors = alive.to_vec();
     for (round, &sparsity) in targets.iter().enumerate() {
-        let traces: Vec<Trace> =
-            parallel::map(tasks.len(), threads, (round * tasks.len(), visits), watch, |s, i| {
-                block::rank(s, &tasks[i], curvature, weights, alive, &survivors, ranking)
-            })?;
-        let owners: Vec<usize> = tasks.iter().map(|t| t.layer).collect();
+        let progress = (round * count, visits);
+        let traces = parallel::map(count, workers, progress, |scratch: &mut Scratch, i| {
+            block::rank(scratch, &tasks[i], &start, &survivors, ranking)
+        })?;
         let counts = select::counts(&traces, &owners, layers, &survivors, plan.scope, sparsity);
         for ((task, trace), &count) in tasks.iter().zip(&traces).zip(&counts) {
             for &offset in &trace.order[..count] {
@@ -205,11 +216,10 @@ pub fn step(
             }
         }
     }
-    let done = tasks.len() * targets.len();
-    let settled =
-        parallel::map(tasks.len(), threads, (done, visits), watch, |s: &mut Scratch, i| {
-            block::settle(s, &tasks[i], curvature, weights, alive, &survivors, plan.update)
-        })?;
+    let progress = (count * targets.len(), visits);
+    let settled = parallel::map(count, workers, progress, |scratch: &mut Scratch, i| {
+        block::settle(scratch, &tasks[i], &start, &survivors, plan.update)
+    })?;
     Ok(collect(weights, alive, layers, &tasks, settled, survivors))
 }
 

@@ -84,7 +84,14 @@ struct Net {
 
 impl Net {
     fn step(&self, curvature: &Dense, plan: &StepPlan) -> Result<Step> {
-        step(&self.weights, &self.alive, &self.layers, curvature, plan, 1, &())
+        step(
+            &self.weights,
+            &self.alive,
+            &self.layers,
+            curvature,
+            plan,
+            Workers::new(1, &Cancel::new()),
+        )
     }
 
     /// ½ δᵀ(F + λI)δ of `after`, with the λ of each layer.
@@ -204,9 +211,8 @@ fn greedy_is_the_brute_force() {
         let (net, curvature, task) = one_block(n, relative, 5 + n as u64);
         let (weights, alive) = (&net.weights, &net.alive);
         let mut scratch = Scratch::default();
-        let trace =
-            block::rank(&mut scratch, &task, &curvature, weights, alive, alive, Ranking::Greedy)
-                .unwrap();
+        let start = Start { weights, alive, curvature: &curvature };
+        let trace = block::rank(&mut scratch, &task, &start, alive, Ranking::Greedy).unwrap();
         let originals: Vec<f64> = weights[task.range.clone()].iter().map(|w| *w as f64).collect();
         let matrix = damped(&curvature.blocks[0], n, task.damping);
         let (order, losses) = brute_force(&matrix, n, &originals);
@@ -408,7 +414,9 @@ fn threads_do_not_change_a_bit() {
     let (net, curvature) = net(&[(8, 40), (5, 30)], 40, Pattern::Unstructured, 9);
     for plan in every_plan(0.8) {
         let run = |threads| {
-            step(&net.weights, &net.alive, &net.layers, &curvature, &plan, threads, &()).unwrap()
+            let cancel = Cancel::new();
+            let workers = Workers::new(threads, &cancel);
+            step(&net.weights, &net.alive, &net.layers, &curvature, &plan, workers).unwrap()
         };
         let one = run(1);
         for threads in [2, 3, 16] {
