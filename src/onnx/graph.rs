@@ -204,11 +204,19 @@ impl Graph {
         map
     }
 
-    /// Every name in use, for choosing a fresh one.
+    /// Every name in use, in subgraphs too, for choosing a fresh one.
     pub fn names(&self) -> HashSet<String> {
         let values = self.nodes.iter().flat_map(|n| n.inputs.iter().chain(&n.outputs));
         let ends = self.inputs.iter().chain(&self.outputs).map(|v| &v.name);
-        values.chain(ends).chain(self.initializers.keys()).cloned().collect()
+        let mut names: HashSet<String> =
+            values.chain(ends).chain(self.initializers.keys()).cloned().collect();
+        let attributes = self.nodes.iter().flat_map(|n| n.attributes.values());
+        for attribute in attributes {
+            if let Attribute::Other(raw) = attribute {
+                inner_names(raw, &mut names);
+            }
+        }
+        names
     }
 
     /// Removes the nodes and initializers that no output depends on.
@@ -253,6 +261,27 @@ fn free_names<'a>(graph: &'a GraphProto, names: &mut Vec<&'a str>) {
     }
     let defined: HashSet<&str> = defined_names(graph).collect();
     names.extend(read.into_iter().filter(|name| !name.is_empty() && !defined.contains(name)));
+}
+
+/// Every name that the subgraphs in `attribute` mention.
+fn inner_names(attribute: &AttributeProto, names: &mut HashSet<String>) {
+    for graph in attribute.g.as_option().into_iter().chain(&attribute.graphs) {
+        names.extend(defined_names(graph).map(str::to_owned));
+        for node in &graph.node {
+            names.extend(node.input.iter().cloned());
+            node.attribute.iter().for_each(|a| inner_names(a, names));
+        }
+    }
+}
+
+/// A name that starts with `base` and is not in `names` yet; it is there afterwards.
+pub fn fresh_name(names: &mut HashSet<String>, base: &str) -> String {
+    let numbered = (2..).map(|i| format!("{base}_{i}"));
+    let mut candidates = std::iter::once(base.to_owned()).chain(numbered);
+    let name = candidates.find(|name| !name.is_empty() && !names.contains(name));
+    let name = name.expect("there are more numbers than names");
+    names.insert(name.clone());
+    name
 }
 
 /// The names that `graph` itself gives a value: inputs, initializers and node outputs.
