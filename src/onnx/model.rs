@@ -3,7 +3,7 @@
 //! The message is kept whole, fields that hone does not know included, so that a model which hone
 //! edits differs from its source only where hone meant it to.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use buffa::{DecodeOptions, Message};
 
 use crate::atomic_file::folder_of;
 use crate::error::{Context, Result, bail, error};
+use crate::onnx::external::Reference;
 use crate::onnx::nodes::{self, constant_attribute};
 use crate::onnx::proto::{AttributeProto, ModelProto, TensorProto};
 use crate::onnx::{check, external, save, storage, walk};
@@ -132,6 +133,21 @@ impl Model {
     /// file cannot hold everything, a new data file appears beside it (see [`mod@super::save`]).
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         save::save(self, path.as_ref())
+    }
+
+    /// The files beside the model's own that its tensors are stored in.
+    pub fn data_files(&self) -> Result<BTreeSet<PathBuf>> {
+        let mut files = BTreeSet::new();
+        let Some(folder) = self.folder.as_ref().filter(|_| self.has_external_data) else {
+            return Ok(files);
+        };
+        walk::model(&mut self.proto.clone(), &mut |tensor| {
+            if storage::is_external(tensor) {
+                files.insert(folder.join(Reference::parse(tensor)?.location));
+            }
+            Ok(())
+        })?;
+        Ok(files)
     }
 
     /// Whether some tensor is stored in another file.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::atomic_file;
+use crate::atomic_file::AtomicFile;
 use crate::error::{Result, error};
 
 /// The version of the JSON schema.
@@ -223,7 +223,9 @@ impl Report {
         let mut text = serde_json::to_string_pretty(self)
             .map_err(|e| error!(Io, "{}: the report cannot be written: {e}", path.display()))?;
         text.push('\n');
-        atomic_file::write(path, |file| std::io::Write::write_all(file, text.as_bytes()))
+        let mut file = AtomicFile::create(path)?;
+        file.append(text.as_bytes())?;
+        file.commit()
     }
 }
 

@@ -1,7 +1,7 @@
 //! A pruning run over files: a model and samples in, a pruned model and a report out.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -318,18 +318,15 @@ fn settings(o: &Options) -> Settings {
 }
 
 /// Bytes of a model's files as they are, and compressed at zstd's default level.
-fn sizes(model: &Path) -> Result<(u64, u64)> {
+fn sizes(path: &Path) -> Result<(u64, u64)> {
     let (mut plain, mut packed) = (0, 0);
-    for path in Model::files(model)? {
+    let data = Model::load(path)?.data_files()?;
+    for path in data.iter().map(PathBuf::as_path).chain([path]) {
         let failed = |e: io::Error| error!(Io, "{}: {e}", path.display());
-        let file = fs::File::open(&path).map_err(failed)?;
+        let file = fs::File::open(path).map_err(failed)?;
+        plain += file.metadata().map_err(failed)?.len();
         let mut encoder = zstd::stream::read::Encoder::new(file, 0).map_err(failed)?;
-        packed += count(&mut encoder).map_err(failed)?;
-        plain += fs::metadata(&path).map_err(failed)?.len();
+        packed += io::copy(&mut encoder, &mut io::sink()).map_err(failed)?;
     }
     Ok((plain, packed))
-}
-
-fn count(reader: &mut impl Read) -> io::Result<u64> {
-    io::copy(reader, &mut io::sink())
 }
