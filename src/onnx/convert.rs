@@ -4,7 +4,8 @@
 //! output, external data is read, and nodes are put in topological order. On the way out every
 //! tensor is embedded as raw data, so that ONNX Runtime never opens a file on our behalf.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use buffa::Message;
@@ -12,6 +13,7 @@ use buffa::Message;
 use crate::error::{Context, Result, bail, error};
 use crate::onnx::graph::{Attribute, Dimension, Graph, Node, Value, outer_names};
 use crate::onnx::model::Model;
+use crate::onnx::order::{Step, cycle_error, topological_order};
 use crate::onnx::proto::__buffa::oneof::tensor_shape_proto::dimension::Value as Dim;
 use crate::onnx::proto::__buffa::oneof::type_proto::Value as Type;
 use crate::onnx::proto::attribute_proto::AttributeType;
@@ -72,7 +74,10 @@ impl Graph {
     /// Puts a node after the producers of its inputs, leaving a graph that is in order as it is.
     /// The error names the nodes of a cycle.
     pub fn sort(&mut self) -> Result<()> {
-        let order = topological_order(&self.nodes)?;
+        let steps =
+            self.nodes.iter().map(|node| Step { reads: reads(node), writes: &node.outputs });
+        let order = topological_order(&steps.collect::<Vec<_>>())
+            .map_err(|cycle| cycle_error(cycle.iter().map(|&i| self.nodes[i].describe())))?;
         let mut nodes: Vec<Option<Node>> = self.nodes.drain(..).map(Some).collect();
         let take = |i: usize| nodes[i].take().expect("an order lists each node once");
         self.nodes = order.into_iter().map(take).collect();
@@ -190,6 +195,12 @@ impl Import<'_> {
         }
         Ok(())
     }
+}
+
+/// What the node reads, in its subgraphs too.
+fn reads(node: &Node) -> Vec<Cow<'_, str>> {
+    let inputs = node.inputs.iter().map(|name| Cow::from(name.as_str()));
+    inputs.chain(outer_names(node).into_iter().map(Cow::from)).collect()
 }
 
 /// The attribute with the value of a `Constant` node that has one output.
@@ -331,59 +342,6 @@ fn attribute_to_proto(name: &str, attribute: &Attribute) -> AttributeProto {
         Attribute::Other(raw) => return (**raw).clone(),
     });
     proto
-}
-
-/// An order of the nodes in which each comes after the producers of what it reads, as close to the
-/// given one as can be. The error names the nodes of a cycle.
-fn topological_order(nodes: &[Node]) -> Result<Vec<usize>> {
-    let mut producer = HashMap::new();
-    for (i, node) in nodes.iter().enumerate() {
-        producer.extend(node.outputs.iter().filter(|o| !o.is_empty()).map(|o| (o.clone(), i)));
-    }
-    let needs: Vec<BTreeSet<usize>> = nodes
-        .iter()
-        .map(|node| {
-            let outer = outer_names(node);
-            node.inputs.iter().chain(&outer).filter_map(|n| producer.get(n).copied()).collect()
-        })
-        .collect();
-    let mut waiting: Vec<usize> = needs.iter().map(BTreeSet::len).collect();
-    let mut readers = vec![Vec::new(); nodes.len()];
-    for (i, needed) in needs.iter().enumerate() {
-        needed.iter().for_each(|&p| readers[p].push(i));
-    }
-    let mut ready: BTreeSet<usize> = (0..nodes.len()).filter(|&i| waiting[i] == 0).collect();
-    let mut order = Vec::with_capacity(nodes.len());
-    while let Some(i) = ready.pop_first() {
-        order.push(i);
-        for &reader in &readers[i] {
-            waiting[reader] -= 1;
-            if waiting[reader] == 0 {
-                ready.insert(reader);
-            }
-        }
-    }
-    if order.len() < nodes.len() {
-        let cycle = find_cycle(&needs, |i| waiting[i] > 0);
-        let names: Vec<_> = cycle.iter().take(8).map(|&i| nodes[i].describe()).collect();
-        bail!(Model, "these nodes wait for each other's results: {}", names.join(", "));
-    }
-    Ok(order)
-}
-
-/// The nodes of one cycle. Every stuck node needs another stuck one, so that following them must
-/// close a loop.
-fn find_cycle(needs: &[BTreeSet<usize>], stuck: impl Fn(usize) -> bool) -> Vec<usize> {
-    let mut at = (0..needs.len()).find(|&i| stuck(i)).expect("some node was not ordered");
-    let (mut path, mut position) = (Vec::new(), HashMap::new());
-    loop {
-        if let Some(&begin) = position.get(&at) {
-            return path.split_off(begin);
-        }
-        position.insert(at, path.len());
-        path.push(at);
-        at = *needs[at].iter().find(|&&p| stuck(p)).expect("it waits for such a node");
-    }
 }
 
 #[cfg(test)]

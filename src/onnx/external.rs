@@ -41,7 +41,8 @@ pub struct Span {
 }
 
 impl Reference {
-    /// What the external data entries of `proto` say.
+    /// What the external data entries of `proto` say: a location below the model's folder, and
+    /// decimal numbers.
     pub fn parse(proto: &TensorProto) -> Result<Reference> {
         let number = |key: &str| -> Result<Option<u64>> {
             let Some(text) = entry(proto, key)? else { return Ok(None) };
@@ -54,6 +55,7 @@ impl Reference {
         let Some(location) = entry(proto, "location")? else {
             bail!(Model, "its external data has no location");
         };
+        components(location)?;
         let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
         Ok(Reference { location: location.into(), offset, length })
     }

@@ -236,28 +236,32 @@ pub fn outer_names(node: &Node) -> Vec<String> {
             free_names_of_attribute(raw, &mut names);
         }
     }
-    names
+    names.into_iter().map(str::to_owned).collect()
 }
 
 /// The names that the subgraphs in `attribute` read from outside, appended to `names`.
-pub(crate) fn free_names_of_attribute(attribute: &AttributeProto, names: &mut Vec<String>) {
+pub(crate) fn free_names_of_attribute<'a>(attribute: &'a AttributeProto, names: &mut Vec<&'a str>) {
     attribute.g.as_option().into_iter().chain(&attribute.graphs).for_each(|g| free_names(g, names));
 }
 
 /// The names that `graph` reads but does not define, appended to `names`.
-fn free_names(graph: &GraphProto, names: &mut Vec<String>) {
-    let mut read: Vec<String> = graph.output.iter().filter_map(|v| v.name.clone()).collect();
+fn free_names<'a>(graph: &'a GraphProto, names: &mut Vec<&'a str>) {
+    let mut read: Vec<&str> = graph.output.iter().filter_map(|v| v.name.as_deref()).collect();
     for node in &graph.node {
-        read.extend(node.input.iter().cloned());
+        read.extend(node.input.iter().map(String::as_str));
         node.attribute.iter().for_each(|a| free_names_of_attribute(a, &mut read));
     }
-    let produced = graph.node.iter().flat_map(|n| &n.output);
-    let supplied = graph.input.iter().filter_map(|v| v.name.as_ref());
-    let held = graph.initializer.iter().filter_map(|t| t.name.as_ref());
-    let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_option());
-    let sparse = sparse.filter_map(|t| t.name.as_ref());
-    let defined: HashSet<_> = produced.chain(supplied).chain(held).chain(sparse).collect();
+    let defined: HashSet<&str> = defined_names(graph).collect();
     names.extend(read.into_iter().filter(|name| !name.is_empty() && !defined.contains(name)));
+}
+
+/// The names that `graph` itself gives a value: inputs, initializers and node outputs.
+pub(crate) fn defined_names(graph: &GraphProto) -> impl Iterator<Item = &str> {
+    let produced = graph.node.iter().flat_map(|n| &n.output).map(String::as_str);
+    let supplied = graph.input.iter().filter_map(|v| v.name.as_deref());
+    let held = graph.initializer.iter().filter_map(|t| t.name.as_deref());
+    let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_option());
+    produced.chain(supplied).chain(held).chain(sparse.filter_map(|t| t.name.as_deref()))
 }
 
 impl From<i64> for Attribute {

@@ -1,9 +1,11 @@
 //! ONNX models as data: the protobuf message in and out, the working graph, checks and edits.
 
+mod check;
 mod convert;
 pub mod external;
 pub mod graph;
 mod model;
+mod order;
 pub mod proto;
 mod save;
 pub mod storage;

@@ -12,7 +12,7 @@ use crate::atomic_file::folder_of;
 use crate::error::{Context, Result, bail, error};
 use crate::onnx::convert::{constant_attribute, constant_tensor};
 use crate::onnx::proto::{AttributeProto, ModelProto, TensorProto};
-use crate::onnx::{external, save, storage, walk};
+use crate::onnx::{check, external, save, storage, walk};
 use crate::tensor::{Data, Tensor};
 
 /// The memory that the elements of repeated messages may take while a file is decoded: hostile
@@ -59,7 +59,12 @@ impl Model {
                 .with_source(e)
         })?;
         let places = places(&proto);
-        let has_external_data = find_external_data(&mut proto).context(|| name.as_str())?;
+        check::model(&mut proto).context(|| name.as_str())?;
+        let mut has_external_data = false;
+        walk::model(&mut proto, &mut |tensor| {
+            has_external_data |= storage::is_external(tensor);
+            Ok(())
+        })?;
         Ok(Model { proto, name, folder: folder.map(Path::to_owned), places, has_external_data })
     }
 
@@ -137,23 +142,6 @@ impl Model {
             error!(Unsupported, "{}: exceeds the 2 GB of an ONNX file", self.name).with_source(e)
         })
     }
-}
-
-/// Whether some tensor is in another file. Establishes that such a tensor has no elements inside:
-/// an external tensor with raw data is one that hone replaced and did not save yet.
-fn find_external_data(proto: &mut ModelProto) -> Result<bool> {
-    let mut found = false;
-    walk::model(proto, &mut |tensor| {
-        if storage::is_external(tensor) {
-            found = true;
-            if tensor.raw_data.is_some() {
-                let name = tensor.name.as_deref().unwrap_or("");
-                bail!(Model, "tensor {name:?}: has elements both inside and in another file");
-            }
-        }
-        Ok(())
-    })?;
-    Ok(found)
 }
 
 /// Replaces the elements of a tensor; those in another file are put there when the model is saved.

@@ -156,7 +156,7 @@ impl<'a> DataFile<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::Graph;
+    use crate::onnx::{Graph, Value};
     use crate::tensor::Tensor;
     use std::sync::Arc;
 
@@ -167,7 +167,8 @@ mod tests {
         let small = Tensor::f32([2], vec![1.0, 2.0]);
         let tensors = [("b-large", large), ("a-medium", medium), ("small", small)];
         let initializers = tensors.clone().map(|(n, t)| (n.to_owned(), Arc::new(t))).into();
-        let graph = Graph { opset: 18, initializers, ..Graph::default() };
+        let outputs = vec![Value::named("small")];
+        let graph = Graph { opset: 18, initializers, outputs, ..Graph::default() };
         let model = Model::from_bytes(&graph.to_bytes().unwrap(), None).unwrap();
 
         let folder = tempfile::tempdir().unwrap();

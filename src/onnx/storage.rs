@@ -15,36 +15,35 @@ use crate::tensor::{Data, ElementType, Tensor, element_count};
 /// The tensor that `proto` holds within itself. Errors when the elements are elsewhere, of a type
 /// hone cannot hold, or not as many as the shape says.
 pub fn read(proto: &TensorProto) -> Result<Tensor> {
+    let (element, shape) = check_embedded(proto)?;
+    let data = match raw_data(proto) {
+        Some(raw) => Data::from_le_bytes(element, raw)?,
+        None => read_typed(proto, element)?,
+    };
+    Tensor::new(shape, data)
+}
+
+/// The element type and shape of a tensor that holds as many elements as they say.
+pub fn check_embedded(proto: &TensorProto) -> Result<(ElementType, Vec<usize>)> {
     let (element, shape) = (element_type(proto)?, shape(proto)?);
-    let count = byte_length(element, &shape)? / element.size();
+    let expected = byte_length(element, &shape)?;
     if proto.segment.is_set() {
         bail!(Unsupported, "it is stored in segments; save the model with a current exporter");
     }
     if is_external(proto) {
         bail!(Model, "its data is in another file, which this place of the model does not allow");
     }
-    let found = match raw_data(proto) {
-        Some(raw) => {
-            let expected = count * element.size();
-            if raw.len() != expected {
-                bail!(
-                    Model,
-                    "shape {shape:?} of {element} takes {expected} bytes, not {}",
-                    raw.len()
-                );
-            }
-            count
+    if let Some(raw) = raw_data(proto) {
+        if raw.len() != expected {
+            bail!(Model, "shape {shape:?} of {element} takes {expected} bytes, not {}", raw.len());
         }
-        None => typed_length(proto, element),
-    };
+        return Ok((element, shape));
+    }
+    let (count, found) = (expected / element.size(), typed_length(proto, element));
     if found != count {
         bail!(Model, "shape {shape:?} takes {count} {element} elements, not {found}");
     }
-    let data = match raw_data(proto) {
-        Some(raw) => Data::from_le_bytes(element, raw)?,
-        None => read_typed(proto, element)?,
-    };
-    Tensor::new(shape, data)
+    Ok((element, shape))
 }
 
 /// A `TensorProto` that holds `tensor` as raw data.
@@ -194,7 +193,10 @@ where
 
 /// Adds the tensor's name to an error.
 pub fn named<T>(result: Result<T>, name: &str) -> Result<T> {
-    result.context(|| format!("tensor {name:?}"))
+    result.context(|| match name {
+        "" => "a tensor without a name".to_owned(),
+        _ => format!("tensor {name:?}"),
+    })
 }
 
 #[cfg(test)]
