@@ -28,6 +28,7 @@ mod greedy;
 mod magnitude;
 mod parallel;
 mod pattern;
+pub mod report;
 mod schedule;
 mod select;
 
