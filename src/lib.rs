@@ -2,6 +2,8 @@
 #![warn(missing_docs)]
 
 pub mod atomic_file;
+pub mod autodiff;
+pub mod calibration;
 pub mod cancel;
 pub mod error;
 pub mod mfac;
