@@ -140,13 +140,11 @@ fn first_rows(tensor: Tensor, batch: usize, rows: usize) -> Result<Tensor> {
 pub struct Divergence {
     /// ‖y′ − y‖ / ‖y‖ over all samples.
     pub relative: f64,
-    /// The largest difference of a single output.
-    pub maximum: f64,
+    /// The fraction of samples with the same highest output, where there are classes.
+    pub agreement: Option<f64>,
     /// Mean over samples of ½ ‖C(z′ − z)‖², C centring over the classes: what ½ δᵀFδ predicts for
     /// `--fisher outputs`.
     pub half_squared: f64,
-    /// Mean KL divergence of the softmaxes, nats; where there are classes.
-    pub kl: Option<f64>,
 }
 
 /// Fraction of predictions that agree with the labels, from logits or probabilities.
@@ -189,9 +187,8 @@ pub fn divergence(
     }
     Ok(Divergence {
         relative: sums.relative_error(),
-        maximum: sums.max_abs(),
+        agreement: sums.agreement(),
         half_squared: half / samples.rows() as f64,
-        kl: sums.mean_kl(),
     })
 }
 
@@ -220,33 +217,42 @@ pub fn class_axis(shape: &[usize]) -> usize {
     if shape.len() == 3 { 2 } else { 1.min(shape.len().saturating_sub(1)) }
 }
 
-/// Median time of one run of `batch` samples, milliseconds: the graph as ONNX Runtime runs it.
-pub fn latency_ms(
-    graph: &Graph,
+/// Runs per model in [`latencies_ms`]: enough for a median.
+pub const LATENCY_RUNS: usize = 31;
+
+/// Median time of one run of `batch` samples in ONNX Runtime, in milliseconds, of each graph. The
+/// graphs take turns, so that whatever else the machine does hits them alike.
+pub fn latencies_ms<const N: usize>(
+    graphs: [&Graph; N],
     samples: &Samples,
     batch: usize,
     options: RunOptions,
     cancel: &Cancel,
-) -> Result<f64> {
-    /// Enough for a median; the first runs warm caches and are not counted.
-    const RUNS: usize = 30;
+) -> Result<[f64; N]> {
+    /// The first runs warm caches and are not counted.
     const WARM_UP: usize = 5;
-    let batch = fixed_batch(graph).unwrap_or(batch);
     let session_options =
         SessionOptions { device: options.device, threads: options.threads, optimize: true };
-    let mut session = Session::of_graph(graph, &session_options)?;
     let rows: Vec<usize> = (0..batch).map(|i| i % samples.rows()).collect();
     let inputs = samples.batch(&rows);
-    let mut times = Vec::new();
-    for run in 0..RUNS + WARM_UP {
-        let start = Instant::now();
-        session.run(inputs.iter().map(|(n, t)| (n.as_str(), t)), cancel)?;
-        if run >= WARM_UP {
-            times.push(start.elapsed().as_secs_f64() * 1e3);
+    let mut sessions = graphs
+        .into_iter()
+        .map(|graph| Ok((Session::of_graph(graph, &session_options)?, Vec::new())))
+        .collect::<Result<Vec<_>>>()?;
+    for run in 0..LATENCY_RUNS + WARM_UP {
+        for (session, times) in &mut sessions {
+            let start = Instant::now();
+            session.run(inputs.iter().map(|(n, t)| (n.as_str(), t)), cancel)?;
+            if run >= WARM_UP {
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+            }
         }
     }
-    times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    let mut medians = sessions.into_iter().map(|(_, mut times)| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    });
+    Ok(std::array::from_fn(|_| medians.next().expect("one session per graph")))
 }
 
 /// The first float output of the graph: what accuracy is measured on unless another is named.

@@ -2,11 +2,10 @@
 //! which hone has gradients. Operators without an expansion stay; they are an error only where a
 //! gradient has to pass through them.
 
-use std::collections::HashSet;
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
 
 use crate::error::{Context, Result, bail, error};
-use crate::onnx::graph::{Attribute, Graph, Node, fresh_name};
+use crate::onnx::graph::{Attribute, Graph, Names, Node};
 use crate::onnx::types::FloatTypes;
 use crate::tensor::Tensor;
 
@@ -20,7 +19,7 @@ pub fn expand(graph: &mut Graph, rank: &dyn Fn(&str) -> Option<usize>) -> Result
     let mut expansion = Expansion {
         rank,
         types: FloatTypes::of(graph),
-        names: graph.names(),
+        names: Names::of(graph),
         nodes: Vec::with_capacity(graph.nodes.len()),
         constants: Vec::new(),
         base: String::new(),
@@ -44,7 +43,7 @@ pub fn expand(graph: &mut Graph, rank: &dyn Fn(&str) -> Option<usize>) -> Result
 struct Expansion<'a> {
     rank: &'a dyn Fn(&str) -> Option<usize>,
     types: FloatTypes,
-    names: HashSet<String>,
+    names: Names,
     nodes: Vec<Node>,
     constants: Vec<(String, Tensor)>,
     /// What the names of the values in between start with.
@@ -250,7 +249,7 @@ impl Expansion<'_> {
 
     /// A standard operator with one output, which is returned.
     fn apply(&mut self, op: &str, inputs: &[&str]) -> String {
-        let output = fresh_name(&mut self.names, &format!("{}/{op}", self.base));
+        let output = self.names.fresh(&format!("{}/{op}", self.base));
         let node = Node::new(op, inputs.iter().copied(), &output);
         self.types.note(&node);
         self.nodes.push(node);
@@ -263,7 +262,7 @@ impl Expansion<'_> {
     }
 
     fn constant(&mut self, tensor: Tensor) -> String {
-        let name = fresh_name(&mut self.names, &format!("{}/constant", self.base));
+        let name = self.names.fresh(&format!("{}/constant", self.base));
         self.constants.push((name.clone(), tensor));
         name
     }

@@ -18,8 +18,8 @@ use crate::onnx::proto::__buffa::oneof::tensor_shape_proto::dimension::Value as 
 use crate::onnx::proto::__buffa::oneof::type_proto::Value as Type;
 use crate::onnx::proto::tensor_shape_proto::Dimension as DimensionProto;
 use crate::onnx::proto::{
-    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto,
-    ValueInfoProto, type_proto,
+    GraphProto, ModelProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
+    type_proto,
 };
 use crate::onnx::{storage, walk};
 use crate::tensor::ElementType;
@@ -185,8 +185,8 @@ fn value_to_proto(value: &Value) -> ValueInfoProto {
 mod tests {
     use super::*;
     use crate::onnx::graph::Attribute;
-    use crate::onnx::proto::AttributeProto;
     use crate::onnx::proto::attribute_proto::AttributeType;
+    use crate::onnx::proto::{AttributeProto, NodeProto};
     use crate::tensor::{Data, Tensor};
 
     fn roundtrip(graph: &Graph) -> Result<Graph> {

@@ -236,6 +236,33 @@ impl Graph {
     }
 }
 
+/// The names in use, for choosing new ones.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    taken: HashSet<String>,
+    /// The number to try next, by base.
+    next: HashMap<String, usize>,
+}
+
+impl Names {
+    /// The names of `graph`, in subgraphs too.
+    pub fn of(graph: &Graph) -> Names {
+        Names { taken: graph.names(), next: HashMap::new() }
+    }
+
+    /// A new name: `base`, or `base_2`, `base_3`, ...
+    pub fn fresh(&mut self, base: &str) -> String {
+        let next = self.next.entry(base.to_owned()).or_insert(1);
+        loop {
+            let name = if *next == 1 { base.to_owned() } else { format!("{base}_{next}") };
+            *next += 1;
+            if !name.is_empty() && self.taken.insert(name.clone()) {
+                return name;
+            }
+        }
+    }
+}
+
 /// The outer values that the subgraphs of `node` read: names they mention but do not define.
 pub fn outer_names(node: &Node) -> Vec<String> {
     let mut names = Vec::new();
@@ -272,16 +299,6 @@ fn inner_names(attribute: &AttributeProto, names: &mut HashSet<String>) {
             node.attribute.iter().for_each(|a| inner_names(a, names));
         }
     }
-}
-
-/// A name that starts with `base` and is not in `names` yet; it is there afterwards.
-pub fn fresh_name(names: &mut HashSet<String>, base: &str) -> String {
-    let numbered = (2..).map(|i| format!("{base}_{i}"));
-    let mut candidates = std::iter::once(base.to_owned()).chain(numbered);
-    let name = candidates.find(|name| !name.is_empty() && !names.contains(name));
-    let name = name.expect("there are more numbers than names");
-    names.insert(name.clone());
-    name
 }
 
 /// The names that `graph` itself gives a value: inputs, initializers and node outputs.

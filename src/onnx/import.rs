@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::error::{Context, Result};
 use crate::onnx::convert::value;
-use crate::onnx::graph::{Graph, fresh_name, outer_names};
+use crate::onnx::graph::{Graph, Names, outer_names};
 use crate::onnx::model::Model;
 use crate::onnx::{contrib, inline, upgrade};
 use crate::tensor::{Data, Tensor};
@@ -82,7 +82,7 @@ fn resolve_aliases(graph: &mut Graph) {
 /// Gives each reader its own copy of a float constant whose elements are all equal: such constants
 /// are shared because exporters merge equal tensors, not because the model ties weights.
 fn split_look_alikes(graph: &mut Graph) {
-    let mut names = graph.names();
+    let mut names = Names::of(graph);
     let mut seen: HashSet<String> = HashSet::new();
     for input in graph.nodes.iter_mut().flat_map(|node| &mut node.inputs) {
         let Some(tensor) = graph.initializers.get(input) else { continue };
@@ -90,7 +90,7 @@ fn split_look_alikes(graph: &mut Graph) {
             continue;
         }
         let tensor = tensor.clone();
-        let copy = fresh_name(&mut names, input);
+        let copy = names.fresh(input);
         graph.initializers.insert(copy.clone(), tensor);
         *input = copy;
     }

@@ -1,17 +1,17 @@
 //! Functions local to a model are replaced by their bodies, so that the rest of hone sees operators
 //! only.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use crate::error::{Context, Result, bail};
-use crate::onnx::graph::{Attribute, Graph, Node, fresh_name};
+use crate::onnx::graph::{Attribute, Graph, Names, Node};
 use crate::onnx::nodes::{from_proto, normal_domain, rewrite_subgraphs};
 use crate::onnx::proto::{AttributeProto, FunctionProto};
 use crate::onnx::storage;
 use crate::onnx::upgrade::TARGET_OPSET;
 
 /// The most nodes that calls may expand to: functions that call functions can double at each level.
-const MAX_NODES: usize = 1 << 20;
+const MAX_NODES: usize = 1 << 18;
 /// The deepest nesting of calls.
 const MAX_DEPTH: usize = 64;
 
@@ -21,7 +21,7 @@ pub fn inline(graph: &mut Graph) -> Result<()> {
     if functions.is_empty() {
         return Ok(());
     }
-    let mut inliner = Inliner { functions: HashMap::new(), names: graph.names(), made: 0 };
+    let mut inliner = Inliner { functions: HashMap::new(), names: Names::of(graph), made: 0 };
     for function in &functions {
         let name = function.name.as_deref().unwrap_or("");
         let domain = normal_domain(function.domain.as_deref().unwrap_or(""));
@@ -54,7 +54,7 @@ fn import_operator_sets(graph: &mut Graph, function: &FunctionProto) -> Result<(
 
 struct Inliner<'a> {
     functions: HashMap<(&'a str, &'a str), &'a FunctionProto>,
-    names: HashSet<String>,
+    names: Names,
     made: usize,
 }
 
@@ -102,7 +102,7 @@ impl Inliner<'_> {
         let prefix = if call.name.is_empty() { &call.op } else { &call.name };
         for name in function.node.iter().flat_map(|n| &n.output).filter(|n| !n.is_empty()) {
             if !renamed.contains_key(name.as_str()) {
-                let fresh = fresh_name(&mut self.names, &format!("{prefix}/{name}"));
+                let fresh = self.names.fresh(&format!("{prefix}/{name}"));
                 renamed.insert(name, fresh);
             }
         }

@@ -119,7 +119,7 @@ impl Model {
         let place = *self.places.get(name).ok_or_else(missing)?;
         if let Place::Constant(_) = place {
             let old = self.tensor(name)?;
-            storage::check_same_kind(&storage::write("", &old), tensor).context(|| &context)?;
+            storage::same_kind(old.element_type(), old.shape(), tensor).context(|| &context)?;
         }
         let graph = self.proto.graph.as_option_mut().ok_or_else(missing)?;
         match place {

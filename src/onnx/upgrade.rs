@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 
 use crate::error::{Context, Result, bail};
-use crate::onnx::graph::{Attribute, Graph, Node, fresh_name};
+use crate::onnx::graph::{Attribute, Graph, Names, Node};
 use crate::onnx::nodes::rewrite_subgraphs;
 use crate::onnx::types::FloatTypes;
 use crate::tensor::Tensor;
@@ -27,7 +27,7 @@ pub fn upgrade(graph: &mut Graph, rank: &dyn Fn(&str) -> Option<usize>) -> Resul
         rank,
         empty: empty_constants(graph),
         types: FloatTypes::of(graph),
-        names: graph.names(),
+        names: Names::of(graph),
         constants: Vec::new(),
         read: graph.outputs.iter().map(|v| v.name.clone()).collect(),
     };
@@ -53,7 +53,7 @@ struct Upgrade<'a> {
     /// Constants without elements, which stood for absent inputs before inputs could be absent.
     empty: HashSet<String>,
     types: FloatTypes,
-    names: HashSet<String>,
+    names: Names,
     /// New constants of the graph at hand.
     constants: Vec<(String, Tensor)>,
     /// The values that something reads.
@@ -151,7 +151,7 @@ impl Upgrade<'_> {
             return Ok(());
         }
         let [shape, matrix, rows] =
-            ["shape", "matrix", "rows"].map(|what| self.fresh(&format!("{output}_{what}")));
+            ["shape", "matrix", "rows"].map(|what| self.names.fresh(&format!("{output}_{what}")));
         result.push(Node::new("Shape", [&input], &shape));
         result.push(Node::new("Flatten", [&input], &matrix).with("axis", axis));
         node.inputs = vec![matrix];
@@ -221,15 +221,11 @@ impl Upgrade<'_> {
 
     fn set_input(&mut self, node: &mut Node, slot: usize, value: Tensor) {
         let base = format!("{}_{}", node.output(0).unwrap_or(&node.op), slot);
-        let name = self.fresh(&base);
+        let name = self.names.fresh(&base);
         if node.inputs.len() <= slot {
             node.inputs.resize(slot + 1, String::new());
         }
         node.inputs[slot] = name.clone();
         self.constants.push((name, value));
-    }
-
-    fn fresh(&mut self, base: &str) -> String {
-        fresh_name(&mut self.names, base)
     }
 }

@@ -4,7 +4,6 @@
 //! one pruning step; the schedule of sparsities is geometric in the density. Nothing here touches
 //! files: see [`super::run`] for that.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,7 +18,7 @@ use crate::gradient::seed::{Fisher, Seeding};
 use crate::mfac::BlockFisher;
 use crate::onnx::Graph;
 use crate::prune::{
-    Curvature, Damping, Layer, Pattern, Scope, Selection, Step, StepPlan, Update, Workers, magnitude, plan_blocks,
+    Damping, Layer, Pattern, Scope, Selection, Step, StepPlan, Update, Workers, magnitude, plan_blocks,
     schedule, step,
 };
 use crate::runtime::Device;
@@ -120,8 +119,6 @@ pub struct Pruned {
     pub tensors: Vec<(String, Tensor)>,
     /// Figures per pruned tensor, of the last stage.
     pub layers: Vec<super::LayerStep>,
-    /// Shapes of the pruned tensors, in the order of `layers`.
-    pub shapes: Vec<Vec<usize>>,
     /// Tensors that were left alone, and why.
     pub skipped: Vec<Skipped>,
     /// Predicted loss of each stage, ½ δᵀFδ.
@@ -157,7 +154,6 @@ pub fn compress(
     let mut result = Pruned {
         tensors: Vec::new(),
         layers: Vec::new(),
-        shapes: parameters.iter().map(|p| p.shape.clone()).collect(),
         skipped,
         predicted_loss: Vec::new(),
         seeded: seeding.values(),
@@ -267,20 +263,6 @@ impl Stage<'_> {
         let workers =
             Workers { threads: self.options.threads, cancel: self.cancel, progress: &progress };
         step(weights, alive, layers, fisher, &plan, workers)
-    }
-}
-
-impl Curvature for BlockFisher {
-    fn blocks(&self) -> &[Range<usize>] {
-        self.blocks()
-    }
-
-    fn block(&self, index: usize, out: &mut [f64]) {
-        self.block(index, out)
-    }
-
-    fn diagonal_mean(&self, range: Range<usize>) -> f64 {
-        self.diagonal_mean(range)
     }
 }
 

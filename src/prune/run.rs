@@ -13,11 +13,10 @@ use crate::evaluate::{self, RunOptions};
 use crate::gradient::seed::Fisher;
 use crate::onnx::{Graph, Model, import};
 use crate::prune::report::{
-    Latency, LayerReport, Loss, Quality, Report, SCHEMA, Settings, Size, SkippedReport, Source, Time,
+    self, Cost, Divergence, Evaluation, Files, Latency, LayerRow, Phase, Quality, Report, SCHEMA, Size,
+    Skipped, Total,
 };
-use crate::prune::{
-    Damping, Method, Options, Progress, Pruned, Scope, Selection, Update, compress,
-};
+use crate::prune::{Damping, Method, Options, Progress, Pruned, Scope, Selection, Update, compress};
 use crate::sys;
 use crate::tensor::{Data, ElementType, Tensor};
 
@@ -41,7 +40,7 @@ pub struct Job {
 impl Job {
     /// Runs it. The output appears whole or not at all, and never replaces the model it came from.
     pub fn run(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
-        let start = Instant::now();
+        let mut phases = Phases::start();
         self.check_output()?;
         let mut model = Model::load(&self.model)?;
         let in_model = || self.model.display().to_string();
@@ -52,6 +51,7 @@ impl Job {
             .as_deref()
             .map(|path| Samples::read(path, &graph.inputs, &self.reading))
             .transpose()?;
+        phases.mark("read");
         let pruned =
             compress(&graph, &calibration, &self.options, progress, cancel).context(in_model)?;
         let mut pruned_graph = graph.clone();
@@ -60,43 +60,37 @@ impl Job {
             pruned_graph.initializers.insert(name.clone(), Arc::new(stored.clone()));
             model.replace_tensor(name, &stored).context(in_model)?;
         }
+        phases.mark("prepare and prune");
         progress.begin("checking", 3);
         let models = Models { dense: &graph, pruned: &pruned_graph };
-        let judged = evaluation.as_ref().unwrap_or(&calibration);
-        let quality = self.quality(&models, judged, cancel)?;
+        let evaluated =
+            evaluation.as_ref().map(|e| self.evaluate(&models, e, cancel)).transpose()?;
         progress.advance(1);
-        let loss = self.loss(&models, judged, &pruned, cancel)?;
-        let latency = self.latency(&models, judged, cancel)?;
+        let measured_loss = self.measured_loss(&models, &calibration, &pruned, cancel)?;
+        phases.mark("evaluate");
+        let latency = self.latency(&models, &calibration, cancel)?;
+        phases.mark("latency");
         progress.advance(2);
         let forward_s = self.forward_s(&graph, &calibration, cancel)?;
+        phases.mark("forward passes alone");
         cancel.check()?;
         model.save(&self.output)?;
         let size = self.size()?;
-        let time = self.time(&pruned, forward_s, start.elapsed().as_secs_f64());
-        let source = |path: &Path, samples: &Samples| Source { path: path.into(), rows: samples.rows() };
+        phases.mark("write");
         let layers = layers(&pruned, self.options.method);
-        let (weights, zeros) =
-            layers.iter().fold((0, 0), |(w, z), l| (w + l.weights, z + l.zeros));
         Ok(Report {
-            schema: SCHEMA,
-            hone_version: env!("CARGO_PKG_VERSION"),
-            model: self.model.clone(),
-            output: self.output.clone(),
-            calibration: source(&self.calibration, &calibration),
-            evaluation: self.evaluation.as_deref().zip(evaluation.as_ref()).map(|(p, s)| source(p, s)),
+            schema: SCHEMA.into(),
+            hone_version: env!("CARGO_PKG_VERSION").into(),
+            files: self.files(),
             options: settings(&self.options),
-            prunable_weights: weights,
-            zeros,
-            sparsity: zeros as f64 / weights.max(1) as f64,
+            total: self.total(&layers, &pruned, measured_loss),
             layers,
             skipped: skipped(&pruned),
-            loss,
-            quality,
+            evaluation: evaluated,
             size,
-            notes: self.notes(),
-            latency,
-            time,
-            peak_memory_bytes: sys::peak_memory_bytes(),
+            latency: Some(latency),
+            cost: self.cost(&pruned, forward_s, phases.start.elapsed().as_secs_f64()),
+            phases: phases.finish(&pruned),
         })
     }
 
@@ -129,114 +123,146 @@ impl Job {
         self.options.outputs.first().cloned().map_or_else(|| evaluate::main_output(graph), Ok)
     }
 
-    fn quality(&self, models: &Models<'_>, samples: &Samples, cancel: &Cancel) -> Result<Quality> {
+    fn evaluate(&self, models: &Models<'_>, samples: &Samples, cancel: &Cancel) -> Result<Evaluation> {
         let (run, output) = (self.run_options(), self.main_output(models.dense)?);
         let apart =
             evaluate::divergence(models.dense, models.pruned, &output, samples, run, cancel)?;
         let labelled = matches!(samples.labels(), Some(Labels::Classes(_)));
-        let accuracy = |graph: &Graph| -> Result<Option<f64>> {
-            let run = || evaluate::accuracy(graph, &output, samples, run, cancel);
-            labelled.then(run).transpose().map(|a| a.map(|a| a.value()))
+        let quality = |graph: &Graph| -> Result<Option<Quality>> {
+            if !labelled {
+                return Ok(None);
+            }
+            let right = evaluate::accuracy(graph, &output, samples, run, cancel)?;
+            Ok(Some(Quality { accuracy: right.value(), loss: right.mean_loss() }))
         };
-        Ok(Quality {
-            samples: if self.evaluation.is_some() { "evaluation" } else { "calibration" },
-            dense_accuracy: accuracy(models.dense)?,
-            pruned_accuracy: accuracy(models.pruned)?,
-            relative_difference: apart.relative,
-            largest_difference: apart.maximum,
-            kl_nats: apart.kl,
-            output,
+        Ok(Evaluation {
+            samples: samples.rows() as u64,
+            dense: quality(models.dense)?,
+            pruned: quality(models.pruned)?,
+            divergence: Divergence { relative_error: apart.relative, agreement: apart.agreement },
         })
     }
 
-    /// The quantity that ½ δᵀFδ predicts, measured: for random cotangents half the squared change
-    /// of what was seeded. For the other seeds the same quantity is measured, which is then only
-    /// proportional.
-    fn loss(
+    /// What ½ δᵀFδ predicts, measured: for random cotangents it is half the squared change of the
+    /// values seeded. The other seeds have no such counterpart on the outputs alone.
+    fn measured_loss(
         &self,
         models: &Models<'_>,
         samples: &Samples,
         pruned: &Pruned,
         cancel: &Cancel,
-    ) -> Result<Loss> {
-        let run = self.run_options();
-        let mut measured = 0.0;
-        for value in &pruned.seeded {
-            let apart =
-                evaluate::divergence(models.dense, models.pruned, value, samples, run, cancel)?;
-            measured += apart.half_squared;
+    ) -> Result<Option<f64>> {
+        if !matches!(self.options.fisher, Fisher::Outputs | Fisher::Gaussian) {
+            return Ok(None);
         }
-        let comparable = matches!(self.options.fisher, Fisher::Outputs | Fisher::Gaussian)
-            || self.options.method == Method::Magnitude;
-        let change = "half the squared change of the outputs per sample";
-        let meaning = if comparable {
-            change.to_string()
-        } else {
-            format!("predicted: of the --fisher {} loss; measured: {change}", self.options.fisher)
+        let run = self.run_options();
+        let change = |value: &String| {
+            evaluate::divergence(models.dense, models.pruned, value, samples, run, cancel)
+                .map(|apart| apart.half_squared)
         };
-        Ok(Loss {
-            meaning,
-            predicted: pruned.predicted_loss.iter().sum(),
-            predicted_by_stage: pruned.predicted_loss.clone(),
-            measured,
-        })
+        Ok(Some(pruned.seeded.iter().map(change).sum::<Result<f64>>()?))
     }
 
     fn latency(&self, models: &Models<'_>, samples: &Samples, cancel: &Cancel) -> Result<Latency> {
-        let run = self.run_options();
         let batch = evaluate::fixed_batch(models.dense).unwrap_or(1);
-        let time = |graph| evaluate::latency_ms(graph, samples, batch, run, cancel);
-        let (dense_ms, pruned_ms) = (time(models.dense)?, time(models.pruned)?);
-        Ok(Latency { batch, threads: run.threads, dense_ms, pruned_ms })
+        let graphs = [models.dense, models.pruned];
+        let [dense_median_ms, pruned_median_ms] =
+            evaluate::latencies_ms(graphs, samples, batch, self.run_options(), cancel)?;
+        Ok(Latency { batch, runs: evaluate::LATENCY_RUNS, dense_median_ms, pruned_median_ms })
     }
 
     /// Time of the forward passes of as many samples as gradients were taken of.
-    fn forward_s(&self, graph: &Graph, samples: &Samples, cancel: &Cancel) -> Result<f64> {
+    fn forward_s(&self, graph: &Graph, samples: &Samples, cancel: &Cancel) -> Result<Option<f64>> {
+        let o = &self.options;
+        if o.method == Method::Magnitude {
+            return Ok(None);
+        }
         let output = self.main_output(graph)?;
         let once = evaluate::forward_s(graph, &output, samples, self.run_options(), cancel)?;
-        let o = &self.options;
-        let taken = match o.method {
-            Method::MFac => o.gradients * o.fisher_batch * o.stages,
-            Method::Magnitude => samples.rows(),
-        };
-        Ok(once * taken as f64 / samples.rows() as f64)
+        let taken = o.gradients * o.fisher_batch * o.stages;
+        Ok(Some(once * taken as f64 / samples.rows() as f64))
     }
 
-    fn time(&self, pruned: &Pruned, forward_s: f64, total_s: f64) -> Time {
-        let (gradients_s, fisher_s, pruning_s) =
-            (pruned.gradient_s, pruned.fisher_s, pruned.prune_s);
-        let per_forward = |s: f64| s / forward_s.max(f64::MIN_POSITIVE);
-        Time {
-            gradients_s,
-            fisher_s,
-            pruning_s,
-            other_s: total_s - gradients_s - fisher_s - pruning_s,
-            total_s,
-            forward_s,
-            gradients_per_forward: per_forward(gradients_s),
-            mfac_per_forward: per_forward(fisher_s + pruning_s),
-            total_per_forward: per_forward(total_s),
+    fn cost(&self, pruned: &Pruned, forward: Option<f64>, total_seconds: f64) -> Cost {
+        let multiple = |s: f64| forward.map(|forward| s / forward.max(f64::MIN_POSITIVE));
+        Cost {
+            total_seconds,
+            forward_seconds: forward,
+            gradients_multiple: multiple(pruned.gradient_s),
+            pruning_multiple: multiple(pruned.fisher_s + pruned.prune_s),
+            total_multiple: multiple(total_seconds),
+            peak_memory_bytes: Some(sys::peak_memory_bytes()),
+        }
+    }
+
+    fn files(&self) -> Files {
+        let name = |path: &Path| path.display().to_string();
+        Files {
+            model: name(&self.model),
+            calibration: Some(name(&self.calibration)),
+            evaluation: self.evaluation.as_deref().map(name),
+            output: name(&self.output),
+        }
+    }
+
+    fn total(&self, layers: &[LayerRow], pruned: &Pruned, measured_loss: Option<f64>) -> Total {
+        let (weights, zeros) =
+            layers.iter().fold((0, 0), |(w, z), l| (w + l.weights, z + l.zeros));
+        let predicted = || pruned.predicted_loss.iter().sum();
+        Total {
+            weights,
+            zeros,
+            sparsity: zeros as f64 / weights.max(1) as f64,
+            predicted_loss: (self.options.method == Method::MFac).then(predicted),
+            measured_loss,
         }
     }
 
     fn size(&self) -> Result<Size> {
         let (dense_bytes, dense_zstd_bytes) = sizes(&self.model)?;
         let (pruned_bytes, pruned_zstd_bytes) = sizes(&self.output)?;
-        Ok(Size { dense_bytes, pruned_bytes, dense_zstd_bytes, pruned_zstd_bytes })
+        Ok(Size { dense_bytes, pruned_bytes, dense_zstd_bytes, pruned_zstd_bytes, zstd_level: ZSTD_LEVEL })
+    }
+}
+
+/// The level users get when they do not choose one.
+const ZSTD_LEVEL: i32 = 3;
+
+/// Wall time of the parts of a run.
+struct Phases {
+    start: Instant,
+    last: Instant,
+    list: Vec<Phase>,
+}
+
+impl Phases {
+    fn start() -> Phases {
+        let now = Instant::now();
+        Phases { start: now, last: now, list: Vec::new() }
     }
 
-    fn notes(&self) -> Vec<String> {
-        let zeros = match self.options.pattern {
-            super::Pattern::Unstructured => {
-                "scattered zeros make the file compress, not the model faster: ONNX Runtime computes with them as \
-                 with other numbers"
-            }
-            super::Pattern::NOfM { .. } => {
-                "ONNX Runtime computes N:M zeros as other numbers on a CPU; hardware with sparse tensor cores gains \
-                 once the model is converted for it"
-            }
-        };
-        vec![zeros.into()]
+    /// What happened since the last mark was `name`.
+    fn mark(&mut self, name: &str) {
+        let seconds = self.last.elapsed().as_secs_f64();
+        self.last = Instant::now();
+        self.list.push(Phase { name: name.into(), seconds });
+    }
+
+    /// The list, with the parts of the pruning itself in the place of the whole.
+    fn finish(mut self, pruned: &Pruned) -> Vec<Phase> {
+        let at = self.list.iter().position(|p| p.name == "prepare and prune");
+        let at = at.expect("a finished run has pruned");
+        let parts = [
+            ("gradients", pruned.gradient_s),
+            ("fisher", pruned.fisher_s),
+            ("prune", pruned.prune_s),
+        ];
+        let known: f64 = parts.iter().map(|(_, s)| s).sum();
+        let rest = self.list[at].seconds - known;
+        let parts = [("prepare", rest)].into_iter().chain(parts);
+        let parts = parts.map(|(name, seconds)| Phase { name: name.into(), seconds });
+        self.list.splice(at..=at, parts.collect::<Vec<_>>());
+        self.list
     }
 }
 
@@ -258,66 +284,67 @@ fn as_stored(tensor: &Tensor, element: ElementType) -> Result<Tensor> {
     Tensor::new(tensor.shape(), data)
 }
 
-fn layers(pruned: &Pruned, method: Method) -> Vec<LayerReport> {
-    let figure = |v: f64| (method == Method::MFac).then_some(v);
-    let layers = pruned.layers.iter().zip(&pruned.tensors).zip(&pruned.shapes);
+fn layers(pruned: &Pruned, method: Method) -> Vec<LayerRow> {
+    let layers = pruned.layers.iter().zip(&pruned.tensors);
     layers
-        .map(|((l, (_, tensor)), shape)| {
-            let zeros = tensor.to_f32().iter().filter(|w| **w == 0.0).count();
-            LayerReport {
-                name: l.name.clone(),
-                shape: shape.clone(),
-                weights: l.weights,
+        .map(|(l, (name, tensor))| {
+            let zeros = tensor.to_f32().iter().filter(|w| **w == 0.0).count() as u64;
+            let weights = tensor.len() as u64;
+            LayerRow {
+                name: name.clone(),
+                shape: tensor.shape().iter().map(|&d| d as u64).collect(),
+                weights,
                 zeros,
-                sparsity: zeros as f64 / l.weights.max(1) as f64,
-                damping: figure(l.damping),
-                predicted_loss: figure(l.predicted_loss),
+                sparsity: zeros as f64 / weights.max(1) as f64,
+                predicted_loss: (method == Method::MFac).then_some(l.predicted_loss),
             }
         })
         .collect()
 }
 
-fn skipped(pruned: &Pruned) -> Vec<SkippedReport> {
-    let report = |s: &crate::gradient::parameters::Skipped| SkippedReport {
+fn skipped(pruned: &Pruned) -> Vec<Skipped> {
+    let report = |s: &crate::gradient::parameters::Skipped| Skipped {
         name: s.name.clone(),
-        shape: s.shape.clone(),
+        shape: s.shape.iter().map(|&d| d as u64).collect(),
+        weights: s.shape.iter().map(|&d| d as u64).product(),
         reason: s.reason.clone(),
     };
     pruned.skipped.iter().map(report).collect()
 }
 
-fn settings(o: &Options) -> Settings {
-    Settings {
-        method: if o.method == Method::MFac { "mfac" } else { "magnitude" },
+fn settings(o: &Options) -> report::Options {
+    let mfac = o.method == Method::MFac;
+    let joint = mfac && o.update == Update::Joint;
+    let (damping_kind, damping) = match o.damping {
+        Damping::Relative(fraction) => ("relative", fraction),
+        Damping::Absolute(lambda) => ("absolute", lambda),
+    };
+    let selection = match o.selection {
+        Selection::Greedy => "greedy".into(),
+        Selection::Staged { stages } => format!("staged:{stages}"),
+    };
+    report::Options {
+        method: if mfac { "mfac" } else { "magnitude" }.into(),
         sparsity: o.sparsity,
         pattern: o.pattern.to_string(),
-        scope: if o.scope == Scope::Global { "global" } else { "layer" },
-        update: if o.update == Update::Joint { "joint" } else { "independent" },
-        selection: match o.selection {
-            Selection::Greedy => "greedy".into(),
-            Selection::Staged { stages } => format!("staged:{stages}"),
-        },
-        block: (o.block != usize::MAX).then_some(o.block),
-        damping_relative: match o.damping {
-            Damping::Relative(fraction) => Some(fraction),
-            Damping::Absolute(_) => None,
-        },
-        damping_absolute: match o.damping {
-            Damping::Relative(_) => None,
-            Damping::Absolute(lambda) => Some(lambda),
-        },
-        stages: o.stages,
-        gradients: o.gradients,
-        fisher: o.fisher.to_string(),
-        fisher_batch: o.fisher_batch,
+        scope: if o.scope == Scope::Global { "global" } else { "layer" }.into(),
+        update: mfac.then(|| if joint { "joint" } else { "independent" }.into()),
+        selection: joint.then_some(selection),
+        stages: if mfac { o.stages } else { 1 },
+        block_size: (mfac && o.block != usize::MAX).then_some(o.block),
+        damping_kind: mfac.then(|| damping_kind.into()),
+        damping: mfac.then_some(damping),
+        fisher: mfac.then(|| o.fisher.to_string()),
+        gradients: mfac.then_some(o.gradients),
+        fisher_batch: mfac.then_some(o.fisher_batch),
         seed: o.seed,
-        threads: o.threads,
         device: format!("{:?}", o.device).to_lowercase(),
-        memory_limit_bytes: o.memory_limit_bytes,
+        threads: o.threads,
+        memory_limit_bytes: Some(o.memory_limit_bytes as u64),
     }
 }
 
-/// Bytes of a model's files as they are, and compressed at zstd's default level.
+/// Bytes of a model's files as they are, and compressed.
 fn sizes(path: &Path) -> Result<(u64, u64)> {
     let (mut plain, mut packed) = (0, 0);
     let data = Model::load(path)?.data_files()?;
@@ -325,7 +352,7 @@ fn sizes(path: &Path) -> Result<(u64, u64)> {
         let failed = |e: io::Error| error!(Io, "{}: {e}", path.display());
         let file = fs::File::open(path).map_err(failed)?;
         plain += file.metadata().map_err(failed)?.len();
-        let mut encoder = zstd::stream::read::Encoder::new(file, 0).map_err(failed)?;
+        let mut encoder = zstd::stream::read::Encoder::new(file, ZSTD_LEVEL).map_err(failed)?;
         packed += io::copy(&mut encoder, &mut io::sink()).map_err(failed)?;
     }
     Ok((plain, packed))

@@ -25,12 +25,14 @@ pub fn run(a: &Eval, cancel: &Cancel) -> Result<()> {
             "predictions": accuracy.total,
             "correct": accuracy.correct,
             "accuracy": accuracy.value(),
+            "loss": accuracy.mean_loss(),
         });
         println!("{json:#}");
     } else {
         println!(
-            "accuracy {:.4} ({} of {} right, output {output:?})",
+            "accuracy {:.4}, loss {:.4} ({} of {} right, output {output:?})",
             accuracy.value(),
+            accuracy.mean_loss(),
             accuracy.correct,
             accuracy.total
         );
