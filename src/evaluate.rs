@@ -176,9 +176,11 @@ pub fn divergence(
     options: RunOptions,
     cancel: &Cancel,
 ) -> Result<Divergence> {
-    let outputs = |graph| {
-        Runner::new(graph, &[name.into()], options)?.run(samples, cancel, |_, mut o| Ok(o.remove(0)))
-    };
+    let outputs =
+        |graph| {
+            Runner::new(graph, &[name.into()], options)?
+                .run(samples, cancel, |_, mut o| Ok(o.remove(0)))
+        };
     let (dense, pruned) = (outputs(a)?, outputs(b)?);
     let (mut sums, mut half) = (metrics::Divergence::default(), 0.0);
     for (dense, pruned) in dense.iter().zip(&pruned) {

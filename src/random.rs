@@ -82,12 +82,16 @@ mod tests {
         let (mean, var) = moments(&(0..n).map(|_| s.normal().into()).collect::<Vec<_>>());
         assert!(mean.abs() < 0.01 && (var - 1.0).abs() < 0.02, "normal: {mean} {var}");
         let (mean, var) = moments(&(0..n).map(|_| s.gumbel().into()).collect::<Vec<_>>());
-        assert!((mean - 0.5772).abs() < 0.01 && (var - 1.6449).abs() < 0.04, "gumbel: {mean} {var}");
+        assert!(
+            (mean - 0.5772).abs() < 0.01 && (var - 1.6449).abs() < 0.04,
+            "gumbel: {mean} {var}"
+        );
     }
 
     #[test]
     fn streams_repeat_and_differ() {
-        let draw = |seed, stream| (0..8).map(|_| 0).scan(Stream::new(seed, stream), |s, _| Some(s.bits()));
+        let draw =
+            |seed, stream| (0..8).map(|_| 0).scan(Stream::new(seed, stream), |s, _| Some(s.bits()));
         assert!(draw(1, 2).eq(draw(1, 2)));
         assert!(!draw(1, 2).eq(draw(1, 3)) && !draw(1, 2).eq(draw(2, 2)));
         let mut p = Stream::new(5, 0).permutation(1000);

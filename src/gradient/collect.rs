@@ -96,9 +96,10 @@ impl<'a> Collector<'a> {
         let outputs = worker.session.run(inputs.iter().map(|(n, t)| (n.as_str(), t)), cancel)?;
         for layer in &layers {
             let (_, g) = outputs.f32(&layer.g)?;
-            let stray = g.iter().enumerate().any(|(i, &v)| {
-                v != 0.0 && !layer.product.belongs(i, g.len(), sample, self.batch)
-            });
+            let stray = g
+                .iter()
+                .enumerate()
+                .any(|(i, &v)| v != 0.0 && !layer.product.belongs(i, g.len(), sample, self.batch));
             if stray {
                 log::info!("samples mix in {:?}: running them one by one", layer.g);
                 return Ok(false);
@@ -129,7 +130,8 @@ impl<'a> Collector<'a> {
         let rows_per_panel = most.max(task);
         let mut panel = vec![0.0f32; rows_per_panel.min(self.plan.gradients) * width];
         let order = Order::new(self.samples.rows(), self.plan.seed);
-        let job = Job { collector: self, backward: &backward, layers: &layers, order: &order, range };
+        let job =
+            Job { collector: self, backward: &backward, layers: &layers, order: &order, range };
         for first in (0..self.plan.gradients).step_by(rows_per_panel) {
             let count = rows_per_panel.min(self.plan.gradients - first);
             let rows = &mut panel[..count * width];
@@ -137,7 +139,9 @@ impl<'a> Collector<'a> {
             job.fill(&mut workers, rows, first, task, cancel)?;
             cancel.check()?;
             if let Some(i) = rows.iter().position(|v| !v.is_finite()) {
-                let p = &self.parameters[self.parameters.partition_point(|p| p.range.end <= job.range.start + i % width)];
+                let p = &self.parameters[self
+                    .parameters
+                    .partition_point(|p| p.range.end <= job.range.start + i % width)];
                 bail!(
                     Numerics,
                     "gradient {} of tensor {:?} is not finite: the model overflows on these samples",
@@ -175,8 +179,7 @@ impl<'a> Collector<'a> {
     fn backward(&self, layers: &mut [Layer]) -> Result<Backward> {
         let slots: Vec<Slot> = layers.iter().map(|l| l.slot.clone()).collect();
         let (graph, facts) = (&self.prepared.graph, &self.prepared.facts);
-        let mut backward =
-            autodiff::backward(graph, facts, &self.seeding.values(), &[], &slots)?;
+        let mut backward = autodiff::backward(graph, facts, &self.seeding.values(), &[], &slots)?;
         for layer in layers.iter_mut() {
             let capture = backward.captures.iter().find(|c| c.slot == layer.slot);
             let Some(capture) = capture else {
@@ -185,7 +188,8 @@ impl<'a> Collector<'a> {
             layer.g = capture.gradient.clone();
         }
         // Nobody reads the model's own outputs here.
-        let wanted: BTreeSet<&str> = layers.iter().flat_map(|l| [l.x.as_str(), l.g.as_str()]).collect();
+        let wanted: BTreeSet<&str> =
+            layers.iter().flat_map(|l| [l.x.as_str(), l.g.as_str()]).collect();
         backward.graph.outputs.retain(|o| wanted.contains(o.name.as_str()));
         backward.graph.remove_unused();
         Ok(backward)
@@ -229,7 +233,8 @@ impl Order {
     }
 
     fn draw(&self, number: u64) -> Draw {
-        let (epoch, place) = ((number / self.rows as u64) as usize, (number % self.rows as u64) as usize);
+        let (epoch, place) =
+            ((number / self.rows as u64) as usize, (number % self.rows as u64) as usize);
         let mut epochs = self.epochs.lock().expect("nothing panics while holding it");
         while epochs.len() <= epoch {
             // Streams from the top are those no draw uses.
@@ -279,12 +284,19 @@ impl Job<'_> {
     }
 
     /// One task: a few whole rows, whose samples are run in batches.
-    fn fill_rows(&self, worker: &mut Worker, rows: &mut [f32], first: usize, cancel: &Cancel) -> Result<()> {
+    fn fill_rows(
+        &self,
+        worker: &mut Worker,
+        rows: &mut [f32],
+        first: usize,
+        cancel: &Cancel,
+    ) -> Result<()> {
         let c = self.collector;
         let (width, per_row) = (self.range.len(), c.plan.fisher_batch);
         let count = rows.len() / width;
-        let draws: Vec<Draw> =
-            (first * per_row..(first + count) * per_row).map(|n| self.order.draw(n as u64)).collect();
+        let draws: Vec<Draw> = (first * per_row..(first + count) * per_row)
+            .map(|n| self.order.draw(n as u64))
+            .collect();
         for (b, live) in draws.chunks(c.batch).enumerate() {
             // A short last batch is filled up with copies whose gradients are not looked at.
             let mut padded = live.to_vec();
@@ -341,11 +353,17 @@ impl Job<'_> {
 }
 
 /// A float32 value that the graph handed out or was fed.
-fn value<'v>(outputs: &'v Outputs, inputs: &'v [(String, Tensor)], name: &str) -> Result<&'v [f32]> {
+fn value<'v>(
+    outputs: &'v Outputs,
+    inputs: &'v [(String, Tensor)],
+    name: &str,
+) -> Result<&'v [f32]> {
     match inputs.iter().find(|(n, _)| n == name) {
         Some((_, tensor)) => match tensor.as_f32() {
             Some(data) => Ok(data),
-            None => bail!(Unsupported, "input {name:?} feeds a product directly but is not float32"),
+            None => {
+                bail!(Unsupported, "input {name:?} feeds a product directly but is not float32")
+            }
         },
         None => Ok(outputs.f32(name)?.1),
     }

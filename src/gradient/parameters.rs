@@ -87,7 +87,10 @@ pub fn weights(graph: &Graph) -> (Vec<Weight>, Vec<Skipped>) {
     let uses = graph.uses();
     let (mut found, mut skipped) = (Vec::new(), Vec::new());
     for (name, tensor) in &graph.initializers {
-        if !tensor.element_type().is_float() || tensor.len() < 2 || !uses.contains_key(name.as_str()) {
+        if !tensor.element_type().is_float()
+            || tensor.len() < 2
+            || !uses.contains_key(name.as_str())
+        {
             continue;
         }
         let shape = tensor.shape().to_vec();
@@ -108,7 +111,11 @@ pub fn weights(graph: &Graph) -> (Vec<Weight>, Vec<Skipped>) {
 }
 
 /// Lays the prunable tensors out in one flat vector.
-pub fn discover(graph: &Graph, facts: &Facts, row_order: RowOrder) -> (Vec<Parameter>, Vec<Skipped>) {
+pub fn discover(
+    graph: &Graph,
+    facts: &Facts,
+    row_order: RowOrder,
+) -> (Vec<Parameter>, Vec<Skipped>) {
     let (weights, mut skipped) = weights(graph);
     let (mut found, mut start) = (Vec::new(), 0);
     for weight in weights {
@@ -159,7 +166,10 @@ impl Walk<'_> {
                 self.follow(node.output(0).unwrap_or_default())?;
                 self.views.pop();
             } else {
-                return Err(format!("{} reads it, not as the weight of a product", node.describe()));
+                return Err(format!(
+                    "{} reads it, not as the weight of a product",
+                    node.describe()
+                ));
             }
         }
         Ok(())
@@ -168,7 +178,8 @@ impl Walk<'_> {
 
 /// Whether a node only rearranges its first input.
 fn is_view(node: &Node) -> bool {
-    const VIEWS: [&str; 6] = ["Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"];
+    const VIEWS: [&str; 6] =
+        ["Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"];
     node.domain.is_empty() && VIEWS.contains(&node.op.as_str())
 }
 
@@ -250,7 +261,8 @@ fn in_row_order(weights: Vec<u32>, product: &Product, row_order: RowOrder) -> Ve
         return weights;
     }
     let taps = row / channels;
-    let one = |r: &[u32]| (0..row).map(|i| r[i % channels * taps + i / channels]).collect::<Vec<_>>();
+    let one =
+        |r: &[u32]| (0..row).map(|i| r[i % channels * taps + i / channels]).collect::<Vec<_>>();
     weights.chunks(row).flat_map(one).collect()
 }
 

@@ -56,7 +56,8 @@ fn observe(graph: &Graph, batch: &[(String, Tensor)], cancel: &Cancel) -> Result
     let options = SessionOptions { optimize: false, ..SessionOptions::default() };
     let mut session = Session::of_graph(&all, &options)?;
     let inputs = batch.iter().map(|(name, tensor)| (name.as_str(), tensor));
-    let values = session.run(inputs, cancel).context(|| "running the model on the first samples")?;
+    let values =
+        session.run(inputs, cancel).context(|| "running the model on the first samples")?;
     let mut facts = Facts::new();
     for (name, tensor) in batch {
         let (element, shape) = (tensor.element_type(), tensor.shape().to_vec());
@@ -114,7 +115,10 @@ fn fold(
     for node in &graph.nodes {
         let named: Vec<&String> = node.outputs.iter().filter(|o| !o.is_empty()).collect();
         let stays = named.iter().any(|&o| {
-            !constant.contains(o) || protected.contains(o) || outputs.contains(o) || !observed.facts.contains_key(o)
+            !constant.contains(o)
+                || protected.contains(o)
+                || outputs.contains(o)
+                || !observed.facts.contains_key(o)
         });
         if !stays {
             for name in named {

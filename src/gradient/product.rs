@@ -239,7 +239,13 @@ impl Window {
         });
     }
 
-    fn tile_of_outer<'a>(&self, v: &'a [f32], group: usize, from: usize, width: usize) -> MatRef<'a, f32> {
+    fn tile_of_outer<'a>(
+        &self,
+        v: &'a [f32],
+        group: usize,
+        from: usize,
+        width: usize,
+    ) -> MatRef<'a, f32> {
         let positions: usize = self.outer_size.iter().product();
         let v = &v[group * self.outer * positions + from..];
         strided(v, (self.outer, width), (positions, 1))
@@ -270,7 +276,14 @@ impl Window {
         }
     }
 
-    fn fill_columns(&self, inner: &[f32], group: usize, first: usize, count: usize, columns: &mut [f32]) {
+    fn fill_columns(
+        &self,
+        inner: &[f32],
+        group: usize,
+        first: usize,
+        count: usize,
+        columns: &mut [f32],
+    ) {
         let (axes, taps) = (self.kernel.len(), self.taps());
         let (last, line) = (axes - 1, self.outer_size[axes - 1]);
         let size: usize = self.inner_size.iter().product();
@@ -335,13 +348,27 @@ fn copy_line(source: &[f32], shift: isize, stride: usize, out: &mut [f32]) {
 }
 
 /// A matrix over a slice with any strides.
-fn strided(v: &[f32], (rows, columns): (usize, usize), (row, column): (usize, usize)) -> MatRef<'_, f32> {
+fn strided(
+    v: &[f32],
+    (rows, columns): (usize, usize),
+    (row, column): (usize, usize),
+) -> MatRef<'_, f32> {
     // Whichever axis is dense decides how the library sees the slice.
     if column == 1 {
-        MatRef::from_row_major_slice_with_stride(&v[..(rows - 1) * row + columns], rows, columns, row)
+        MatRef::from_row_major_slice_with_stride(
+            &v[..(rows - 1) * row + columns],
+            rows,
+            columns,
+            row,
+        )
     } else {
         debug_assert_eq!(row, 1, "one axis of every operand is dense");
-        MatRef::from_column_major_slice_with_stride(&v[..(columns - 1) * column + rows], rows, columns, column)
+        MatRef::from_column_major_slice_with_stride(
+            &v[..(columns - 1) * column + rows],
+            rows,
+            columns,
+            column,
+        )
     }
 }
 
@@ -420,7 +447,8 @@ fn window(node: &Node, facts: &Facts) -> Option<Product> {
         return None;
     }
     let ints = |name: &str| -> Option<Vec<usize>> {
-        let values = node.ints(name).map_or(vec![1; axes], |v| v.iter().map(|&i| i as usize).collect());
+        let values =
+            node.ints(name).map_or(vec![1; axes], |v| v.iter().map(|&i| i as usize).collect());
         (values.len() == axes && values.iter().all(|&v| v > 0)).then_some(values)
     };
     let transposed = node.op == "ConvTranspose";

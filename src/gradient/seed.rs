@@ -101,7 +101,12 @@ const TARGET: &str = "hone/target";
 
 impl Seeding {
     /// Decides what is seeded. `outputs` names some of the model's outputs, all float ones if empty.
-    pub fn new(fisher: Fisher, outputs: &[String], graph: &Graph, facts: &Facts) -> Result<Seeding> {
+    pub fn new(
+        fisher: Fisher,
+        outputs: &[String],
+        graph: &Graph,
+        facts: &Facts,
+    ) -> Result<Seeding> {
         let mut places = Vec::new();
         let is_float = |name: &str| facts.get(name).is_some_and(|f| f.element.is_float());
         for name in outputs {
@@ -113,7 +118,8 @@ impl Seeding {
             }
         }
         let chosen = graph.outputs.iter().map(|o| &o.name);
-        let chosen = chosen.filter(|n| if outputs.is_empty() { is_float(n) } else { outputs.contains(n) });
+        let chosen =
+            chosen.filter(|n| if outputs.is_empty() { is_float(n) } else { outputs.contains(n) });
         for name in chosen {
             let place = before_softmax(name, fisher, graph, facts);
             // Two outputs may be the same logits before and after a softmax.
@@ -221,7 +227,13 @@ impl Seeding {
     }
 
     /// The tensors to feed to the inputs that `attach` left or made, for a batch of draws.
-    pub fn feeds(&self, backward: &Backward, draws: &[Draw], samples: &Samples, seed: u64) -> Vec<(String, Tensor)> {
+    pub fn feeds(
+        &self,
+        backward: &Backward,
+        draws: &[Draw],
+        samples: &Samples,
+        seed: u64,
+    ) -> Vec<(String, Tensor)> {
         let mut feeds = Vec::new();
         for (number, (value, input)) in backward.seeds.iter().enumerate() {
             let Some(place) = self.places.iter().find(|p| p.value == *value) else { continue };
@@ -240,7 +252,9 @@ impl Seeding {
                     });
                     (format!("{NOISE}/{value}"), data)
                 }
-                Fisher::Mse => (format!("{TARGET}/{value}"), place.targets(draws, samples.labels())),
+                Fisher::Mse => {
+                    (format!("{TARGET}/{value}"), place.targets(draws, samples.labels()))
+                }
             };
             feeds.push((name, Tensor::f32(place.shape.clone(), data)));
         }
@@ -305,7 +319,9 @@ impl Place {
     }
 
     fn one_hot(&self, draws: &[Draw], labels: Option<&Labels>) -> Vec<f32> {
-        let Some(labels) = labels.and_then(Labels::classes) else { return self.each(draws, |_, _| ()) };
+        let Some(labels) = labels.and_then(Labels::classes) else {
+            return self.each(draws, |_, _| ());
+        };
         let (classes, (_, stride)) = (self.classes(), self.strides());
         self.each(draws, |d, out| {
             let positions = out.len() / classes;
@@ -349,13 +365,17 @@ impl Place {
 fn before_softmax(output: &str, fisher: Fisher, graph: &Graph, facts: &Facts) -> Place {
     let producers = graph.producers();
     let (mut value, mut axis) = (output, None);
-    while let Some(&i) = producers.get(value).filter(|_| fisher != Fisher::Scalar && fisher != Fisher::Mse) {
+    while let Some(&i) =
+        producers.get(value).filter(|_| fisher != Fisher::Scalar && fisher != Fisher::Mse)
+    {
         let node = &graph.nodes[i];
         let Some(input) = node.input(0).filter(|_| node.domain.is_empty()) else { break };
         let float = facts.get(input).is_some_and(|f| f.element.is_float());
         match node.op.as_str() {
             "Identity" | "Cast" if float => (),
-            "Softmax" | "LogSoftmax" if axis.is_none() => axis = Some(node.int("axis").unwrap_or(-1)),
+            "Softmax" | "LogSoftmax" if axis.is_none() => {
+                axis = Some(node.int("axis").unwrap_or(-1))
+            }
             // A saturated sigmoid hides the gradient just as a saturated softmax does.
             "Sigmoid" if matches!(fisher, Fisher::Outputs | Fisher::Gaussian) => (),
             _ => break,

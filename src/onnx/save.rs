@@ -13,10 +13,10 @@ use buffa::Message;
 use crate::atomic_file::{AtomicFile, folder_of};
 use crate::error::{Result, bail, error};
 use crate::onnx::external::Reference;
-use crate::onnx::model::Model;
 use crate::onnx::graph::Graph;
-use crate::onnx::proto::{StringStringEntryProto, TensorProto};
+use crate::onnx::model::Model;
 use crate::onnx::proto::tensor_proto::DataLocation;
+use crate::onnx::proto::{StringStringEntryProto, TensorProto};
 use crate::onnx::{storage, walk};
 
 /// The largest file without a data file; protobuf ends at 2 GiB, and readers want some slack.

@@ -18,8 +18,8 @@ use crate::gradient::seed::{Fisher, Seeding};
 use crate::mfac::BlockFisher;
 use crate::onnx::Graph;
 use crate::prune::{
-    Damping, Layer, Pattern, Scope, Selection, Step, StepPlan, Update, Workers, magnitude, plan_blocks,
-    schedule, step,
+    Damping, Layer, Pattern, Scope, Selection, Step, StepPlan, Update, Workers, magnitude,
+    plan_blocks, schedule, step,
 };
 use crate::runtime::Device;
 use crate::tensor::Tensor;
@@ -163,7 +163,8 @@ pub fn compress(
         prune_s: 0.0,
     };
     if options.method == Method::Magnitude {
-        let alive = magnitude(&weights, &alive, &layers, options.pattern, options.scope, options.sparsity)?;
+        let alive =
+            magnitude(&weights, &alive, &layers, options.pattern, options.scope, options.sparsity)?;
         weights.iter_mut().zip(&alive).filter(|(_, alive)| !**alive).for_each(|(w, _)| *w = 0.0);
         result.layers = layers.iter().map(|l| super::LayerStep::untouched(l, &alive)).collect();
     } else {

@@ -13,10 +13,12 @@ use crate::evaluate::{self, RunOptions};
 use crate::gradient::seed::Fisher;
 use crate::onnx::{Graph, Model, import};
 use crate::prune::report::{
-    self, Cost, Divergence, Evaluation, Files, Latency, LayerRow, Phase, Quality, Report, SCHEMA, Size,
-    Skipped, Total,
+    self, Cost, Divergence, Evaluation, Files, Latency, LayerRow, Phase, Quality, Report, SCHEMA,
+    Size, Skipped, Total,
 };
-use crate::prune::{Damping, Method, Options, Progress, Pruned, Scope, Selection, Update, compress};
+use crate::prune::{
+    Damping, Method, Options, Progress, Pruned, Scope, Selection, Update, compress,
+};
 use crate::sys;
 use crate::tensor::{Data, ElementType, Tensor};
 
@@ -123,7 +125,12 @@ impl Job {
         self.options.outputs.first().cloned().map_or_else(|| evaluate::main_output(graph), Ok)
     }
 
-    fn evaluate(&self, models: &Models<'_>, samples: &Samples, cancel: &Cancel) -> Result<Evaluation> {
+    fn evaluate(
+        &self,
+        models: &Models<'_>,
+        samples: &Samples,
+        cancel: &Cancel,
+    ) -> Result<Evaluation> {
         let (run, output) = (self.run_options(), self.main_output(models.dense)?);
         let apart =
             evaluate::divergence(models.dense, models.pruned, &output, samples, run, cancel)?;
@@ -206,8 +213,7 @@ impl Job {
     }
 
     fn total(&self, layers: &[LayerRow], pruned: &Pruned, measured_loss: Option<f64>) -> Total {
-        let (weights, zeros) =
-            layers.iter().fold((0, 0), |(w, z), l| (w + l.weights, z + l.zeros));
+        let (weights, zeros) = layers.iter().fold((0, 0), |(w, z), l| (w + l.weights, z + l.zeros));
         let predicted = || pruned.predicted_loss.iter().sum();
         Total {
             weights,
@@ -221,7 +227,13 @@ impl Job {
     fn size(&self) -> Result<Size> {
         let (dense_bytes, dense_zstd_bytes) = sizes(&self.model)?;
         let (pruned_bytes, pruned_zstd_bytes) = sizes(&self.output)?;
-        Ok(Size { dense_bytes, pruned_bytes, dense_zstd_bytes, pruned_zstd_bytes, zstd_level: ZSTD_LEVEL })
+        Ok(Size {
+            dense_bytes,
+            pruned_bytes,
+            dense_zstd_bytes,
+            pruned_zstd_bytes,
+            zstd_level: ZSTD_LEVEL,
+        })
     }
 }
 

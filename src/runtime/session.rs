@@ -149,7 +149,9 @@ impl Outputs {
 
     /// The element type and shape of an output, if it is a tensor hone can hold.
     pub fn kind(&self, name: &str) -> Option<(ElementType, Vec<usize>)> {
-        let ValueType::Tensor { ty, shape, .. } = self.value(name).ok()?.dtype() else { return None };
+        let ValueType::Tensor { ty, shape, .. } = self.value(name).ok()?.dtype() else {
+            return None;
+        };
         // ONNX Runtime numbers element types as ONNX does.
         let element = element_type(*ty)?;
         Some((element, shape.iter().map(|&d| d as usize).collect()))

@@ -147,7 +147,9 @@ pub struct Prune {
 
 /// Accuracy and cross-entropy of a model on labelled samples.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  hone eval examples/fashion/model.onnx --data examples/fashion/test.npz")]
+#[command(
+    after_help = "Example:\n  hone eval examples/fashion/model.onnx --data examples/fashion/test.npz"
+)]
 pub struct Eval {
     /// The model.
     pub model: PathBuf,

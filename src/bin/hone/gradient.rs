@@ -26,7 +26,8 @@ pub fn run(a: &Gradient, cancel: &Cancel) -> Result<()> {
         a.wrt.clone()
     };
     let (graph, facts) = (&prepared.graph, &prepared.facts);
-    let backward = autodiff::backward(graph, facts, &seeding.values(), &wanted, &[]).context(in_file)?;
+    let backward =
+        autodiff::backward(graph, facts, &seeding.values(), &wanted, &[]).context(in_file)?;
     let Backward { graph, seeds, gradients, .. } = backward;
     let json = |pairs: Vec<(String, String)>| {
         let map: serde_json::Map<String, serde_json::Value> =

@@ -97,13 +97,19 @@ fn text(report: &Json) -> String {
     }
     out += &format!("\nprunable: {} weights\n", report["prunable_weights"]);
     for v in list("prunable") {
-        out += &format!("  {:>10}  {} {}\n", v["weights"].to_string(), string(&v["name"]), shape(&v["shape"]));
+        out += &format!(
+            "  {:>10}  {} {}\n",
+            v["weights"].to_string(),
+            string(&v["name"]),
+            shape(&v["shape"])
+        );
     }
     if !list("skipped").is_empty() {
         out += "\nleft alone:\n";
     }
     for v in list("skipped") {
-        out += &format!("  {} {}: {}\n", string(&v["name"]), shape(&v["shape"]), string(&v["reason"]));
+        out +=
+            &format!("  {} {}: {}\n", string(&v["name"]), shape(&v["shape"]), string(&v["reason"]));
     }
     out += "\noperators (nodes, gradient):\n";
     for v in list("operators") {
@@ -115,7 +121,11 @@ fn text(report: &Json) -> String {
             Some("expanded") => "yes, expanded into standard operators",
             _ => "no rule: weights before it cannot be pruned by M-FAC",
         };
-        out += &format!("  {:>6}  {domain}{}: {gradient}\n", v["nodes"].to_string(), string(&v["operator"]));
+        out += &format!(
+            "  {:>6}  {domain}{}: {gradient}\n",
+            v["nodes"].to_string(),
+            string(&v["operator"])
+        );
     }
     out
 }

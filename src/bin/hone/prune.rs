@@ -58,9 +58,9 @@ fn sparsity(a: &Prune) -> Result<f64> {
         }
         (Some(s), _) => Ok(s),
         (None, Pattern::NOfM { .. }) => Ok(a.pattern.sparsity_limit()),
-        (None, Pattern::Unstructured) => {
-            Err(usage("--sparsity is missing: say which fraction of the weights to remove, such as 0.9"))
-        }
+        (None, Pattern::Unstructured) => Err(usage(
+            "--sparsity is missing: say which fraction of the weights to remove, such as 0.9",
+        )),
     }
 }
 
@@ -79,7 +79,9 @@ fn block(text: &str) -> Result<usize> {
     match text.parse() {
         _ if text == "layer" => Ok(usize::MAX),
         Ok(n) if n > 0 => Ok(n),
-        _ => Err(usage(format!("--block {text:?}: use a number of weights, such as 128, or layer"))),
+        _ => {
+            Err(usage(format!("--block {text:?}: use a number of weights, such as 128, or layer")))
+        }
     }
 }
 

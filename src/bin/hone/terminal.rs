@@ -26,8 +26,12 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 
 impl Bars {
     pub fn new() -> Bars {
-        let state =
-            State { bar: ProgressBar::hidden(), phase: String::new(), total: 0, said: Instant::now() };
+        let state = State {
+            bar: ProgressBar::hidden(),
+            phase: String::new(),
+            total: 0,
+            said: Instant::now(),
+        };
         Bars { state: Mutex::new(state), terminal: std::io::stderr().is_terminal() }
     }
 
