@@ -2,10 +2,16 @@
 #![warn(missing_docs)]
 
 pub mod atomic_file;
+pub mod autodiff;
+pub mod calibration;
 pub mod cancel;
 pub mod error;
+pub mod evaluate;
+pub mod gradient;
+pub mod mfac;
 pub mod onnx;
 pub mod prune;
+pub mod random;
 pub mod runtime;
 mod sys;
 pub mod tensor;
