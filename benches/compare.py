@@ -7,7 +7,8 @@
 Every pruned model is written as ONNX and judged here by ONNX Runtime, never by the program that
 made it: accuracy on the test samples and the share of zeros among the prunable weights. The
 published M-FAC is benches/published_mfac.py (needs torch; --torch-python says which interpreter
-has it), fed with the same calibration samples: 64 gradients of 16 samples a step. Prints Markdown:
+has it), fed with the same calibration samples, in the published shape (means of 16 samples) and in
+the one that served it best on the example (single samples, as hone takes them). Prints Markdown:
 mean ± standard deviation over the seeds (rows without randomness run once), and the CPU seconds
 from model to model. The peer takes all sparsities in one process and shares the first step.
 """
@@ -38,11 +39,18 @@ HONE = {
                              ["--update", "independent", "--stages", "1"], True),
     "magnitude": ("magnitude (`--method magnitude`)", ["--method", "magnitude"], False),
 }
-# Row: title, arguments of published_mfac.py.
+# Row: title, arguments of published_mfac.py. Every one goes over 1,024 samples a step.
+SINGLE = ["--ngrads", "1024", "--batch", "1", "--inverse", "dense"]
+BATCHES = ["--ngrads", "64", "--batch", "16"]
 PUBLISHED = {
-    "published-1": ("published M-FAC, one step", ["--recomputations", "1"]),
-    "published-4": ("published M-FAC, 4 recomputations", ["--recomputations", "4"]),
-    "published-16": ("published M-FAC, 16 recomputations", ["--recomputations", "16"]),
+    "published": ("published M-FAC, 1024 gradients of 1 sample, 4 recomputations",
+                  [*SINGLE, "--recomputations", "4"]),
+    "published-one-step": ("published M-FAC, 1024 gradients of 1 sample, one step",
+                           [*SINGLE, "--recomputations", "1"]),
+    "published-batches": ("published M-FAC, 64 gradients of 16 samples, 4 recomputations",
+                          [*BATCHES, "--recomputations", "4"]),
+    "published-batches-16": ("published M-FAC, 64 gradients of 16 samples, 16 recomputations",
+                             [*BATCHES, "--recomputations", "16"]),
 }
 
 
