@@ -6,6 +6,7 @@
 //! form, through the m×m matrix S = mλI + GGᵀ and the identity F⁻¹ = (I − GᵀS⁻¹G)/λ.
 
 pub mod block;
+pub mod dense;
 mod kernels;
 mod parallel;
 
