@@ -84,7 +84,8 @@ impl Frame {
             None if is_channels(c) => ImageLayout::ChannelsLast,
             None => bail!(
                 Usage,
-                "input {:?} declares neither axis 1 nor axis 3 as 1 or 3 channels: state the layout",
+                "input {:?} has neither axis 1 nor axis 3 declared as 1 or 3 channels: \
+                 state the layout",
                 input.name
             ),
         };
