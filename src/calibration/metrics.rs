@@ -14,12 +14,14 @@ const SMALLEST_PROBABILITY: f64 = 1e-12;
 const PROBABILITY_TOLERANCE: f64 = 1e-3;
 
 /// How many positions were answered, and how many of them rightly.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Accuracy {
     /// Positions whose largest logit is the label's.
     pub correct: u64,
     /// All positions.
     pub total: u64,
+    /// The sum over positions of the cross-entropy −log p(label), in nats.
+    pub loss: f64,
 }
 
 impl Accuracy {
@@ -27,6 +29,12 @@ impl Accuracy {
     pub fn add(&mut self, other: Accuracy) {
         self.correct += other.correct;
         self.total += other.total;
+        self.loss += other.loss;
+    }
+
+    /// The mean cross-entropy, in nats; 0 when there were no positions.
+    pub fn mean_loss(&self) -> f64 {
+        self.loss / self.total.max(1) as f64
     }
 
     /// The share of right answers, 0 to 1; 0 when there were none at all.
@@ -58,9 +66,19 @@ pub fn accuracy(logits: &Tensor, labels: &Labels, rows: &[usize]) -> Result<Accu
         );
     }
     let values = logits.to_f32();
-    let positions = values.chunks_exact(classes).zip(indices);
-    let correct = positions.filter(|(v, label)| argmax(v) == Some(**label as usize)).count();
-    Ok(Accuracy { correct: correct as u64, total: indices.len() as u64 })
+    let wide: Vec<f64> = values.iter().map(|&v| v.into()).collect();
+    let probabilities = wide.chunks_exact(classes).all(is_distribution);
+    let mut sum = Accuracy { total: indices.len() as u64, ..Accuracy::default() };
+    for ((v, wide), &label) in
+        values.chunks_exact(classes).zip(wide.chunks_exact(classes)).zip(indices)
+    {
+        sum.correct += u64::from(argmax(v) == Some(label as usize));
+        let log = |v: &f64| if probabilities { v.max(f64::MIN_POSITIVE).ln() } else { *v };
+        let most = wide.iter().map(log).fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = wide.iter().map(|v| (log(v) - most).exp()).sum();
+        sum.loss += most + total.ln() - log(&wide[label as usize]);
+    }
+    Ok(sum)
 }
 
 /// How far the outputs of one run are from those of a reference, summed over batches.
@@ -72,6 +90,7 @@ pub struct Divergence {
     difference_squared: f64,
     reference_squared: f64,
     max_abs: f64,
+    agreeing: u64,
 }
 
 impl Divergence {
@@ -104,6 +123,9 @@ impl Divergence {
                 .get_or_insert_with(|| p.chunks_exact(classes).all(is_distribution));
             self.kl_sum += positions().map(|(p, q)| kl(p, q, probabilities)).sum::<f64>();
             self.positions += (p.len() / classes) as u64;
+            let (p, q) = (reference.to_f32(), other.to_f32());
+            let answers = p.chunks_exact(classes).zip(q.chunks_exact(classes));
+            self.agreeing += answers.filter(|(p, q)| argmax(p) == argmax(q)).count() as u64;
         }
         Ok(())
     }
@@ -112,6 +134,12 @@ impl Divergence {
     /// class axis. Outputs that already are probabilities are taken as they are.
     pub fn mean_kl(&self) -> Option<f64> {
         (self.positions > 0).then(|| self.kl_sum / self.positions as f64)
+    }
+
+    /// The share of positions where both have their largest output at the same class; `None` for
+    /// outputs that have no class axis.
+    pub fn agreement(&self) -> Option<f64> {
+        (self.positions > 0).then(|| self.agreeing as f64 / self.positions as f64)
     }
 
     /// ‖other − reference‖/‖reference‖ over everything added; 0 when both are 0.

@@ -9,7 +9,7 @@ mod fit;
 #[cfg(feature = "images")]
 mod images;
 mod labels;
-mod metrics;
+pub mod metrics;
 mod npy;
 mod npz;
 
