@@ -2,6 +2,7 @@
 
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::cholesky::llt::{factor, inverse, solve};
+use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::{MatMut, MatRef, Par};
 
 /// Workspace for blocks up to the largest seen.
@@ -31,6 +32,22 @@ impl Workspace {
         let stack = self.stack(n);
         let out = MatMut::from_column_major_slice_mut(out, n, n);
         inverse::inverse(out, MatRef::from_column_major_slice(l, n, n), Par::Seq, stack);
+    }
+
+    /// The diagonal of A⁻¹ = L⁻ᵀL⁻¹ from L: the squared norms of the columns of L⁻¹, which is left
+    /// in the lower triangle of `inverse`.
+    pub fn invert_diagonal(
+        &mut self,
+        l: &[f64],
+        n: usize,
+        inverse: &mut [f64],
+        diagonal: &mut [f64],
+    ) {
+        let out = MatMut::from_column_major_slice_mut(inverse, n, n);
+        invert_lower_triangular(out, MatRef::from_column_major_slice(l, n, n), Par::Seq);
+        for (j, (column, out)) in inverse.chunks_exact(n).zip(diagonal).enumerate() {
+            *out = column[j..].iter().map(|x| x * x).sum();
+        }
     }
 
     /// x ← A⁻¹x from L.
@@ -69,7 +86,10 @@ mod tests {
             let (mut l, mut inverse) = (a.clone(), vec![0.0; n * n]);
             workspace.factor(&mut l, n).unwrap();
             workspace.invert(&l, n, &mut inverse);
+            let (mut scratch, mut diagonal) = (vec![f64::NAN; n * n], vec![0.0; n]);
+            workspace.invert_diagonal(&l, n, &mut scratch, &mut diagonal);
             let at = |i: usize, j: usize| inverse[i.min(j) * n + i.max(j)];
+            assert!((0..n).all(|i| (diagonal[i] - at(i, i)).abs() < 1e-12));
             let mut x: Vec<f64> = (0..n).map(|i| i as f64 - 2.0).collect();
             workspace.solve(&l, n, &mut x);
             for i in 0..n {
