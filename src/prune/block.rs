@@ -42,9 +42,9 @@ pub(super) struct Start<'a> {
 /// How a block is ranked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ranking {
-    /// One removal at a time.
+    /// One removal at a time, from the weights at the start.
     Greedy,
-    /// All survivors scored once.
+    /// All survivors scored once, from their joint optimum.
     Scores,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Scratch {
     fisher: Vec<f64>,
     /// A packed part of it, then its Cholesky factor.
     factor: Vec<f64>,
-    /// A⁻¹ or L⁻¹.
+    /// L⁻¹.
     inverse: Vec<f64>,
     dense: dense::Workspace,
     single: greedy::Workspace<f32>,
@@ -72,7 +72,9 @@ pub(super) struct Scratch {
     delta: Vec<f64>,
     diagonal: Vec<f64>,
     group: Vec<u32>,
+    /// What each group may lose, and a copy to count down.
     budget: Vec<u32>,
+    left: Vec<u32>,
 }
 
 /// What became of a block.
@@ -102,8 +104,11 @@ pub(super) fn rank(
     }
     let weights = &start.weights[task.range.clone()];
     scratch.fetch(task, start.curvature)?;
-    scratch.factor_kept(task)?;
-    scratch.solve_joint(task, weights, survivors);
+    reset(&mut scratch.delta, scratch.kept.len());
+    if ranking == Ranking::Scores {
+        scratch.factor_kept(task)?;
+        scratch.solve_joint(task, weights, survivors);
+    }
     let moved = scratch.kept.iter().zip(&scratch.delta);
     scratch.weight.clear();
     scratch.weight.extend(moved.map(|(&i, delta)| weights[i as usize] as f64 + delta));
@@ -249,29 +254,24 @@ impl Scratch {
     /// Greedy, in f32 where that is enough.
     fn rank_greedy(&mut self, task: &Task<'_>) -> Result<Trace> {
         let n = self.kept.len();
-        self.inverse.resize(n * n, 0.0);
-        self.dense.invert(&self.factor, n, &mut self.inverse);
-        check_diagonal(task, self.inverse.iter().step_by(n + 1))?;
+        pack(&self.fisher, task, &self.kept, &mut self.factor);
         let largest = self.weight.iter().fold(0.0f64, |max, w| max.max(w.abs()));
         let scale = if largest > 0.0 { largest } else { 1.0 };
         let unit = 0.5 * task.damping * scale * scale;
-        let budget = self.budget.clone();
+        let (a, weight, group) = (&self.factor, &self.weight, &self.group);
+        self.left.clone_from(&self.budget);
         let mut trace = Trace::with_capacity(n);
-        let lower = &self.inverse;
-        self.single.load(lower, &self.weight, scale, &self.group);
-        let kept = &self.kept;
-        let emit = |trace: &mut Trace, i: u32, score: f64| {
-            trace.push(kept[i as usize], unit * score);
-        };
-        if self.single.order(&mut self.budget, |i, score| emit(&mut trace, i, score)).is_ok() {
+        let single = self.single.order(a, weight, scale, group, &mut self.left, |i, score| {
+            trace.push(self.kept[i as usize], unit * score);
+        });
+        if single.is_ok() {
             return Ok(trace);
         }
-        trace = Trace::with_capacity(n);
-        self.budget.copy_from_slice(&budget);
-        self.double.load(lower, &self.weight, scale, &self.group);
-        self.double
-            .order(&mut self.budget, |i, score| emit(&mut trace, i, score))
-            .map_err(|_| too_small(task))?;
+        let mut trace = Trace::with_capacity(n);
+        let double = self.double.order(a, weight, scale, group, &mut self.budget, |i, score| {
+            trace.push(self.kept[i as usize], unit * score);
+        });
+        double.map_err(|_| too_small(task))?;
         Ok(trace)
     }
 

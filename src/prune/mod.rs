@@ -25,6 +25,7 @@ use crate::mfac::BlockFisher;
 mod block;
 mod dense;
 mod greedy;
+mod kernel;
 mod magnitude;
 mod parallel;
 mod pattern;
