@@ -23,6 +23,7 @@ use crate::error::{Result, bail, error};
 use crate::mfac::BlockFisher;
 
 mod block;
+mod compress;
 mod dense;
 mod greedy;
 mod kernel;
@@ -30,11 +31,14 @@ mod magnitude;
 mod parallel;
 mod pattern;
 pub mod report;
+mod run;
 mod schedule;
 mod select;
 
+pub use compress::{Method, Options, Progress, Pruned, compress};
 pub use magnitude::magnitude;
 pub use pattern::{Pattern, plan_blocks};
+pub use run::Job;
 pub use schedule::schedule;
 
 use block::{Ranking, Scratch, Start, Task};

@@ -5,8 +5,12 @@
 //! in their unit where they have one; fractions (sparsity, accuracy) lie in [0, 1].
 
 use std::fmt::{self, Write as _};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+use crate::atomic_file::AtomicFile;
+use crate::error::Result;
 
 /// The name of the schema that [`Report`] is.
 pub const SCHEMA: &str = "hone.report/1";
@@ -225,6 +229,13 @@ pub struct Cost {
 }
 
 impl Report {
+    /// Writes the JSON form to `path`, whole or not at all.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let mut file = AtomicFile::create(path)?;
+        file.append(self.to_json().as_bytes())?;
+        file.commit()
+    }
+
     /// The report as pretty-printed JSON with a line end.
     pub fn to_json(&self) -> String {
         let mut json = serde_json::to_string_pretty(self).expect("plain data becomes JSON");
