@@ -38,12 +38,47 @@ pub fn fixed_batch(graph: &Graph) -> Option<usize> {
 pub struct Runner {
     sessions: Vec<Session>,
     values: Vec<String>,
-    fixed: Option<usize>,
+    batch: usize,
+    /// What becomes of the rows that do not fill a batch.
+    rest: Rest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Rest {
+    /// A smaller batch.
+    Run,
+    /// A batch filled up with copies, whose values are cut off.
+    Fill,
+    /// Nothing.
+    Drop,
 }
 
 impl Runner {
     /// Loads `graph`; `values` names the outputs or inner values to compute.
     pub fn new(graph: &Graph, values: &[String], options: RunOptions) -> Result<Runner> {
+        match fixed_batch(graph) {
+            Some(batch) => Runner::load(graph, values, options, batch.max(1), Rest::Fill),
+            None => Runner::load(graph, values, options, BATCH, Rest::Run),
+        }
+    }
+
+    /// Loads `graph` for batches of `batch`; rows that do not fill one are left out.
+    pub fn with_batch(
+        graph: &Graph,
+        values: &[String],
+        options: RunOptions,
+        batch: usize,
+    ) -> Result<Runner> {
+        Runner::load(graph, values, options, batch, Rest::Drop)
+    }
+
+    fn load(
+        graph: &Graph,
+        values: &[String],
+        options: RunOptions,
+        batch: usize,
+        rest: Rest,
+    ) -> Result<Runner> {
         let mut graph = graph.clone();
         graph.outputs = values.iter().map(Value::named).collect();
         graph.remove_unused();
@@ -55,7 +90,7 @@ impl Runner {
         let session_options = SessionOptions { device: options.device, threads, optimize: true };
         let load = |_| Session::new(&bytes, Vec::new(), &session_options);
         let sessions = (0..workers).map(load).collect::<Result<Vec<_>>>()?;
-        Ok(Runner { sessions, values: values.to_vec(), fixed: fixed_batch(&graph) })
+        Ok(Runner { sessions, values: values.to_vec(), batch, rest })
     }
 
     /// Calls `each(rows, values)` for batches of all samples and returns its results in order.
@@ -67,18 +102,19 @@ impl Runner {
         cancel: &Cancel,
         each: impl Fn(&[usize], Vec<Tensor>) -> Result<T> + Sync,
     ) -> Result<Vec<T>> {
-        let (values, fixed) = (&self.values, self.fixed);
-        let batch = fixed.unwrap_or(BATCH).max(1);
-        let starts = (0..samples.rows()).step_by(batch);
+        let (values, batch, rest) = (&self.values, self.batch, self.rest);
+        let all = samples.rows();
+        let end = if rest == Rest::Drop { all / batch * batch } else { all };
+        let starts = (0..end).step_by(batch);
         let results: Mutex<Vec<Option<T>>> = Mutex::new(starts.clone().map(|_| None).collect());
         let next = Mutex::new(starts.enumerate());
         let work = |session: &mut Session| -> Result<()> {
             loop {
                 let item = next.lock().expect("nothing panics while holding it").next();
                 let Some((index, start)) = item else { return Ok(()) };
-                let rows: Vec<usize> = (start..(start + batch).min(samples.rows())).collect();
+                let rows: Vec<usize> = (start..(start + batch).min(end)).collect();
                 let mut padded = rows.clone();
-                if fixed.is_some() {
+                if rest == Rest::Fill {
                     padded.resize(batch, rows[rows.len() - 1]);
                 }
                 let inputs = samples.batch(&padded);
@@ -194,8 +230,8 @@ pub fn divergence(
     })
 }
 
-/// Σ over positions of ½ ‖C(b − a)‖².
-fn half_squared(a: &Tensor, b: &Tensor) -> f64 {
+/// Σ over positions of ½ ‖C(b − a)‖², C centring over the classes; the shapes must agree.
+pub fn half_squared(a: &Tensor, b: &Tensor) -> f64 {
     let (a_shape, a, b) = (a.shape(), a.to_f64(), b.to_f64());
     let axis = class_axis(a_shape);
     let classes = if axis == 0 { 1 } else { a_shape.get(axis).copied().unwrap_or(1) };

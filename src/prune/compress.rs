@@ -4,13 +4,14 @@
 //! one pruning step; the schedule of sparsities is geometric in the density. Nothing here touches
 //! files: see [`super::run`] for that.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::calibration::Samples;
 use crate::cancel::Cancel;
-use crate::error::{Result, bail, error};
-use crate::evaluate;
+use crate::error::{ErrorKind, Result, bail, error};
+use crate::evaluate::{self, RunOptions, Runner};
 use crate::gradient::collect::{Collector, Plan};
 use crate::gradient::parameters::{self, Parameter, RowOrder, Skipped};
 use crate::gradient::prepare::{Prepared, prepare};
@@ -21,6 +22,7 @@ use crate::prune::{
     Damping, Layer, Pattern, Scope, Selection, Step, StepPlan, Update, Workers, magnitude,
     plan_blocks, schedule, step,
 };
+use crate::prune::statistics::{self, Moments, Place};
 use crate::runtime::Device;
 use crate::tensor::Tensor;
 
@@ -60,6 +62,9 @@ pub struct Options {
     pub fisher_batch: usize,
     /// Which gradients.
     pub fisher: Fisher,
+    /// Whether each pruned layer's outputs get their old mean and variance back after each stage
+    /// (see [`super::statistics`]); kept only where it brings the model's outputs closer.
+    pub match_statistics: bool,
     /// Outputs to differentiate; all float ones if empty.
     pub outputs: Vec<String>,
     /// Names of tensors to leave alone; `*` stands for any characters.
@@ -72,6 +77,13 @@ pub struct Options {
     pub device: Device,
     /// What gradients and Fisher blocks may take together, in bytes.
     pub memory_limit_bytes: usize,
+}
+
+impl Options {
+    /// How to run graphs.
+    pub fn run(&self) -> RunOptions {
+        RunOptions { device: self.device, threads: self.threads }
+    }
 }
 
 impl Default for Options {
@@ -89,6 +101,7 @@ impl Default for Options {
             gradients: 1024,
             fisher_batch: 1,
             fisher: Fisher::Outputs,
+            match_statistics: true,
             outputs: Vec::new(),
             skip: Vec::new(),
             seed: 0,
@@ -115,8 +128,10 @@ impl Progress for () {
 /// A pruned model and what happened on the way.
 #[derive(Debug)]
 pub struct Pruned {
-    /// New values of the pruned tensors, of the type and shape they have in the model.
+    /// New values of the pruned tensors, float32 in the shape they have in the model.
     pub tensors: Vec<(String, Tensor)>,
+    /// New values of biases (and means of norms) that moved to match statistics.
+    pub biases: Vec<(String, Tensor)>,
     /// Figures per pruned tensor, of the last stage.
     pub layers: Vec<super::LayerStep>,
     /// Tensors that were left alone, and why.
@@ -133,11 +148,15 @@ pub struct Pruned {
     pub fisher_s: f64,
     /// Seconds spent on choosing weights and moving the others.
     pub prune_s: f64,
+    /// Seconds spent on matching statistics.
+    pub statistics_s: f64,
 }
 
-/// Prunes `model` by `options`; `graph` is its working graph (see [`crate::onnx::import`]).
+/// Prunes a model by `options`. `graph` is its working graph (see [`crate::onnx::import`]);
+/// `adjustable` says which initializers besides the pruned ones may change.
 pub fn compress(
     graph: &Graph,
+    adjustable: impl Fn(&str) -> bool,
     samples: &Samples,
     options: &Options,
     progress: &dyn Progress,
@@ -161,12 +180,17 @@ pub fn compress(
         gradient_s: 0.0,
         fisher_s: 0.0,
         prune_s: 0.0,
+        statistics_s: 0.0,
+        biases: Vec::new(),
     };
+    let mut matching = Matching::new(graph, &prepared, &parameters, samples, options, adjustable, cancel)?;
     if options.method == Method::Magnitude {
         let alive =
             magnitude(&weights, &alive, &layers, options.pattern, options.scope, options.sparsity)?;
         weights.iter_mut().zip(&alive).filter(|(_, alive)| !**alive).for_each(|(w, _)| *w = 0.0);
         result.layers = layers.iter().map(|l| super::LayerStep::untouched(l, &alive)).collect();
+        store(&mut prepared, &parameters, &weights);
+        matching.apply(&mut prepared, &parameters, &mut weights, &mut result)?;
     } else {
         let stages = schedule(0.0, options.sparsity, options.stages);
         for (number, &sparsity) in stages.iter().enumerate() {
@@ -180,12 +204,165 @@ pub fn compress(
             result.layers = taken.layers;
             store(&mut prepared, &parameters, &weights);
             result.prune_s += start.elapsed().as_secs_f64();
+            matching.apply(&mut prepared, &parameters, &mut weights, &mut result)?;
         }
     }
-    store(&mut prepared, &parameters, &weights);
+    result.biases = matching.biases();
     let tensor = |p: &Parameter| Tensor::clone(&prepared.graph.initializers[&p.name]);
     result.tensors = parameters.iter().map(|p| (p.name.clone(), tensor(p))).collect();
     Ok(result)
+}
+
+/// Matching the statistics of the dense model, where that is asked for and possible.
+struct Matching<'a> {
+    dense: &'a Graph,
+    samples: Samples,
+    options: &'a Options,
+    cancel: &'a Cancel,
+    places: Vec<Place>,
+    batch: usize,
+    target: Moments,
+    biases: HashMap<String, Vec<f32>>,
+    /// The values whose distance to the dense model decides, and what they are there.
+    judged: Vec<String>,
+    answers: Vec<Vec<Tensor>>,
+}
+
+impl<'a> Matching<'a> {
+    fn new(
+        dense: &'a Graph,
+        prepared: &Prepared,
+        parameters: &[Parameter],
+        samples: &Samples,
+        options: &'a Options,
+        adjustable: impl Fn(&str) -> bool,
+        cancel: &'a Cancel,
+    ) -> Result<Matching<'a>> {
+        let rows: Vec<usize> = (0..samples.rows().min(statistics::SAMPLES)).collect();
+        let samples = Samples::from_tensors(samples.batch(&rows), None)?;
+        let mut places = Vec::new();
+        let mut target = Moments::new();
+        let batch = statistics::batch(&samples, largest_batch(prepared, options));
+        if let Some(batch) = batch.filter(|_| options.match_statistics) {
+            places = statistics::places(dense, prepared, parameters, adjustable);
+            match statistics::dense(dense, &places, &samples, batch, options.run(), cancel) {
+                Ok(moments) => target = moments,
+                Err(e) if e.kind() == ErrorKind::Cancelled => return Err(e),
+                Err(e) => {
+                    log::info!("statistics are left alone, the model does not run in batches: {e}");
+                    places.clear();
+                }
+            }
+        }
+        let bias = |p: &Place| (p.bias().to_string(), dense.initializers[p.bias()].to_f32());
+        let biases = places.iter().map(bias).collect();
+        let judged = dense.outputs.iter().map(|o| &o.name);
+        let is_float = |n: &&String| prepared.facts.get(*n).is_some_and(|f| f.element.is_float());
+        let judged: Vec<String> = judged.filter(is_float).cloned().collect();
+        let batch = batch.unwrap_or(1);
+        let answers = match places.len() {
+            0 => Vec::new(),
+            _ => Runner::new(dense, &judged, options.run())?.run(&samples, cancel, |_, o| Ok(o))?,
+        };
+        Ok(Matching { dense, samples, options, cancel, places, batch, target, biases, judged, answers })
+    }
+
+    /// Matches statistics after a step, unless that takes the outputs further from the dense ones.
+    fn apply(
+        &mut self,
+        prepared: &mut Prepared,
+        parameters: &[Parameter],
+        weights: &mut Vec<f32>,
+        result: &mut Pruned,
+    ) -> Result<()> {
+        if self.places.is_empty() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let before = self.graph(prepared, parameters, &self.biases);
+        let (target, run) = (&self.target, self.options.run());
+        let maps = statistics::maps(
+            &before, &self.places, target, &self.samples, self.batch, run, self.cancel,
+        )?;
+        let (mut new_weights, mut new_biases) = (weights.clone(), self.biases.clone());
+        statistics::apply(&maps, &self.places, parameters, &mut new_weights, &mut new_biases);
+        let old = weights.clone();
+        store(prepared, parameters, &new_weights);
+        let after = self.graph(prepared, parameters, &new_biases);
+        let (before, after) = (self.distance(&before)?, self.distance(&after)?);
+        log::info!("statistics matched: output change {before:.4e} -> {after:.4e}");
+        if after < before {
+            *weights = new_weights;
+            self.biases = new_biases;
+            store_biases(prepared, &self.biases);
+        } else {
+            store(prepared, parameters, &old);
+        }
+        result.statistics_s += start.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// The model with the weights of `prepared` and these biases, for any batch.
+    fn graph(
+        &self,
+        prepared: &Prepared,
+        parameters: &[Parameter],
+        biases: &HashMap<String, Vec<f32>>,
+    ) -> Graph {
+        let mut graph = self.dense.clone();
+        for p in parameters {
+            graph.initializers.insert(p.name.clone(), prepared.graph.initializers[&p.name].clone());
+        }
+        for (name, bias) in biases {
+            let shape = graph.initializers[name].shape().to_vec();
+            graph.initializers.insert(name.clone(), Tensor::f32(shape, bias.clone()).into());
+        }
+        graph
+    }
+
+    /// Mean half squared change of the outputs.
+    fn distance(&self, graph: &Graph) -> Result<f64> {
+        let mut runner = Runner::new(graph, &self.judged, self.options.run())?;
+        let now = runner.run(&self.samples, self.cancel, |_, outputs| Ok(outputs))?;
+        let pairs = now.iter().flatten().zip(self.answers.iter().flatten());
+        let sum: f64 = pairs.map(|(now, then)| evaluate::half_squared(then, now)).sum();
+        Ok(sum / self.samples.rows() as f64)
+    }
+
+    /// The biases that moved, by name.
+    fn biases(&self) -> Vec<(String, Tensor)> {
+        let mut list: Vec<(String, Tensor)> = Vec::new();
+        for (name, new) in &self.biases {
+            let old = &self.dense.initializers[name];
+            if old.to_f32() != *new {
+                list.push((name.clone(), Tensor::f32(old.shape(), new.clone())));
+            }
+        }
+        list.sort_by(|a, b| a.0.cmp(&b.0));
+        list
+    }
+}
+
+/// Samples at a time whose activations stay within a quarter of the memory limit.
+fn largest_batch(prepared: &Prepared, options: &Options) -> usize {
+    let values = prepared.graph.nodes.iter().flat_map(|n| &n.outputs);
+    let elements = |name: &String| prepared.facts.get(name).map_or(0, |f| f.shape.iter().product());
+    let all: usize = values.map(elements).sum();
+    let batch = prepared.graph.inputs.first().and_then(|i| prepared.facts.get(&i.name));
+    let batch = batch.and_then(|f| f.shape.first().copied()).unwrap_or(1).max(1);
+    options.memory_limit_bytes / 4 / (4 * (all / batch).max(1) * options.threads.max(1))
+}
+
+/// Puts biases into the graph that gradients are taken of.
+fn store_biases(prepared: &mut Prepared, biases: &HashMap<String, Vec<f32>>) {
+    for (name, bias) in biases {
+        let Some(old) = prepared.graph.initializers.get(name) else { continue };
+        let tensor = Arc::new(Tensor::f32(old.shape(), bias.clone()));
+        if let Some(fact) = prepared.facts.get_mut(name) {
+            fact.constant = Some(tensor.clone());
+        }
+        prepared.graph.initializers.insert(name.clone(), tensor);
+    }
 }
 
 /// One stage of the schedule.

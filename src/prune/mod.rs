@@ -34,6 +34,7 @@ pub mod report;
 mod run;
 mod schedule;
 mod select;
+pub mod statistics;
 
 pub use compress::{Method, Options, Progress, Pruned, compress};
 pub use magnitude::magnitude;

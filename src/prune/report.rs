@@ -28,7 +28,9 @@ pub struct Report {
     pub options: Options,
     /// The prunable tensors, in graph order.
     pub layers: Vec<LayerRow>,
-    /// The tensors that were left as they are.
+    /// Biases and means of norms that moved to match statistics; nothing of them was removed.
+    pub adjusted: Vec<String>,
+    /// The tensors that were not pruned.
     pub skipped: Vec<Skipped>,
     /// All prunable tensors together.
     pub total: Total,
@@ -86,6 +88,8 @@ pub struct Options {
     pub gradients: Option<usize>,
     /// Samples averaged into one gradient (`--fisher-batch`); none for magnitude.
     pub fisher_batch: Option<usize>,
+    /// Whether layers got their old statistics back after each stage.
+    pub match_statistics: bool,
     /// The seed of all randomness.
     pub seed: u64,
     /// Where the model ran: `cpu`, `cuda:0`.

@@ -54,10 +54,16 @@ impl Job {
             .map(|path| Samples::read(path, &graph.inputs, &self.reading))
             .transpose()?;
         phases.mark("read");
+        let source = Graph::from_model(&model).context(in_model)?;
+        let readers = source.uses();
+        // What the file holds once and one node reads: changing it changes nothing else.
+        let adjustable = |name: &str| {
+            source.initializers.contains_key(name) && readers.get(name).is_some_and(|u| u.len() == 1)
+        };
         let pruned =
-            compress(&graph, &calibration, &self.options, progress, cancel).context(in_model)?;
+            compress(&graph, adjustable, &calibration, &self.options, progress, cancel).context(in_model)?;
         let mut pruned_graph = graph.clone();
-        for (name, tensor) in &pruned.tensors {
+        for (name, tensor) in pruned.tensors.iter().chain(&pruned.biases) {
             let stored = as_stored(tensor, graph.initializers[name].element_type())?;
             pruned_graph.initializers.insert(name.clone(), Arc::new(stored.clone()));
             model.replace_tensor(name, &stored).context(in_model)?;
@@ -87,6 +93,7 @@ impl Job {
             options: settings(&self.options),
             total: self.total(&layers, &pruned, measured_loss),
             layers,
+            adjusted: pruned.biases.iter().map(|(name, _)| name.clone()).collect(),
             skipped: skipped(&pruned),
             evaluation: evaluated,
             size,
@@ -268,6 +275,7 @@ impl Phases {
             ("gradients", pruned.gradient_s),
             ("fisher", pruned.fisher_s),
             ("prune", pruned.prune_s),
+            ("statistics", pruned.statistics_s),
         ];
         let known: f64 = parts.iter().map(|(_, s)| s).sum();
         let rest = self.list[at].seconds - known;
@@ -349,6 +357,7 @@ fn settings(o: &Options) -> report::Options {
         fisher: mfac.then(|| o.fisher.to_string()),
         gradients: mfac.then_some(o.gradients),
         fisher_batch: mfac.then_some(o.fisher_batch),
+        match_statistics: o.match_statistics,
         seed: o.seed,
         device: format!("{:?}", o.device).to_lowercase(),
         threads: o.threads,

@@ -136,6 +136,11 @@ pub struct Prune {
     #[arg(long = "outputs", value_name = "NAME", help_heading = "M-FAC")]
     pub outputs: Vec<String>,
 
+    /// Rescale and shift each output of the pruned layers to its old mean and variance after each
+    /// stage, through weights and biases: on, off, or auto (on for the joint update).
+    #[arg(long, default_value = "auto", value_parser = ["on", "off", "auto"], help_heading = "M-FAC")]
+    pub match_statistics: String,
+
     #[command(flatten)]
     pub reading: Reading,
     #[command(flatten)]

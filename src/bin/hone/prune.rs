@@ -41,6 +41,12 @@ fn options(a: &Prune) -> Result<Options> {
         gradients: a.gradients as usize,
         fisher_batch: a.fisher_batch as usize,
         fisher: a.fisher,
+        match_statistics: match a.match_statistics.as_str() {
+            "on" => true,
+            "off" => false,
+            // The baselines are as published.
+            _ => a.method == "mfac" && a.update == "joint",
+        },
         outputs: a.outputs.clone(),
         skip: a.skip.clone(),
         seed: a.seed,
