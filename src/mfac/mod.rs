@@ -7,10 +7,15 @@
 
 pub mod block;
 pub mod dense;
+pub mod fixed;
 mod kernels;
 mod parallel;
+mod passes;
+pub mod store;
 
 pub use block::BlockFisher;
+pub use fixed::Fixed;
+pub use store::{GradientStore, Gradients, Storage};
 
 #[cfg(test)]
 mod tolerance;

@@ -37,6 +37,11 @@ fn assert_within(got: &[f64], want: &[f64], absolute: f64) {
     }
 }
 
+/// The same numbers in f64.
+pub fn widen(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| f64::from(x)).collect()
+}
+
 /// GᵀG of the m×d matrix `g`, dense, in f64.
 pub fn gram_columns(g: &[f32], m: usize, d: usize) -> Vec<f64> {
     let mut out = vec![0.0; d * d];
