@@ -1,8 +1,9 @@
 //! How good answers are, and how far two runs of a model are apart.
 //!
-//! Accuracy is the share of positions whose largest logit is the label's. The divergence of outputs
-//! q from a reference p is the mean KL(p‖q) = Σ p log(p/q) of the softmax over the class axis, the
-//! relative error ‖q − p‖/‖p‖ and the largest |q − p|. Sums are kept in float64, batch after batch.
+//! Accuracy is the share of positions whose largest logit is the label's, the loss the mean of
+//! −log p(label). The divergence of outputs q from a reference p is the mean KL(p‖q) = Σ p log(p/q)
+//! of the softmax over the class axis, the share of equal answers, the relative error ‖q − p‖/‖p‖
+//! and the largest |q − p|. Sums are kept in float64, batch after batch.
 
 use crate::calibration::Labels;
 use crate::error::{Result, bail, error};
@@ -14,12 +15,14 @@ const SMALLEST_PROBABILITY: f64 = 1e-12;
 const PROBABILITY_TOLERANCE: f64 = 1e-3;
 
 /// How many positions were answered, and how many of them rightly.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Accuracy {
     /// Positions whose largest logit is the label's.
     pub correct: u64,
     /// All positions.
     pub total: u64,
+    /// The sum over positions of the cross-entropy −log p(label), in nats.
+    pub loss: f64,
 }
 
 impl Accuracy {
@@ -27,6 +30,12 @@ impl Accuracy {
     pub fn add(&mut self, other: Accuracy) {
         self.correct += other.correct;
         self.total += other.total;
+        self.loss += other.loss;
+    }
+
+    /// The mean cross-entropy, in nats; 0 when there were no positions.
+    pub fn mean_loss(&self) -> f64 {
+        self.loss / self.total.max(1) as f64
     }
 
     /// The share of right answers, 0 to 1; 0 when there were none at all.
@@ -57,10 +66,15 @@ pub fn accuracy(logits: &Tensor, labels: &Labels, rows: &[usize]) -> Result<Accu
             logits.shape()
         );
     }
-    let values = logits.to_f32();
-    let positions = values.chunks_exact(classes).zip(indices);
-    let correct = positions.filter(|(v, label)| argmax(v) == Some(**label as usize)).count();
-    Ok(Accuracy { correct: correct as u64, total: indices.len() as u64 })
+    let values = logits.to_f64();
+    let probabilities = values.chunks_exact(classes).all(is_distribution);
+    let mut sum = Accuracy { total: indices.len() as u64, ..Accuracy::default() };
+    for (position, &label) in values.chunks_exact(classes).zip(indices) {
+        let label = label as usize;
+        sum.correct += u64::from(argmax(position) == Some(label));
+        sum.loss -= log_probability(position, probabilities)(position[label]);
+    }
+    Ok(sum)
 }
 
 /// How far the outputs of one run are from those of a reference, summed over batches.
@@ -72,6 +86,7 @@ pub struct Divergence {
     difference_squared: f64,
     reference_squared: f64,
     max_abs: f64,
+    agreeing: u64,
 }
 
 impl Divergence {
@@ -104,6 +119,8 @@ impl Divergence {
                 .get_or_insert_with(|| p.chunks_exact(classes).all(is_distribution));
             self.kl_sum += positions().map(|(p, q)| kl(p, q, probabilities)).sum::<f64>();
             self.positions += (p.len() / classes) as u64;
+            let same = |(p, q): &(&[f64], &[f64])| argmax(p).is_some_and(|a| argmax(q) == Some(a));
+            self.agreeing += positions().filter(same).count() as u64;
         }
         Ok(())
     }
@@ -112,6 +129,12 @@ impl Divergence {
     /// class axis. Outputs that already are probabilities are taken as they are.
     pub fn mean_kl(&self) -> Option<f64> {
         (self.positions > 0).then(|| self.kl_sum / self.positions as f64)
+    }
+
+    /// The share of positions where both have their largest output at the same class; `None` for
+    /// outputs that have no class axis.
+    pub fn agreement(&self) -> Option<f64> {
+        (self.positions > 0).then(|| self.agreeing as f64 / self.positions as f64)
     }
 
     /// ‖other − reference‖/‖reference‖ over everything added; 0 when both are 0.
@@ -137,7 +160,7 @@ fn class_count(outputs: &Tensor) -> Option<usize> {
 }
 
 /// The first index of the largest value; `None` if one is NaN.
-fn argmax(values: &[f32]) -> Option<usize> {
+fn argmax(values: &[f64]) -> Option<usize> {
     let mut best = 0;
     for (i, v) in values.iter().enumerate() {
         if v.is_nan() {
@@ -157,22 +180,25 @@ fn is_distribution(values: &[f64]) -> bool {
 
 /// KL(p‖q) of two rows of logits, or of probabilities.
 fn kl(p: &[f64], q: &[f64], probabilities: bool) -> f64 {
-    let normalizer = |v: &[f64]| {
-        let max = v.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(x));
-        max + v.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
-    };
-    let (zp, zq) = if probabilities { (0.0, 0.0) } else { (normalizer(p), normalizer(q)) };
-    let log = |x: f64, z: f64| match probabilities {
-        true if x.is_nan() => x,
-        true => x.max(SMALLEST_PROBABILITY).ln(),
-        false => x - z,
-    };
-    let term = |(&p, &q): (&f64, &f64)| match (log(p, zp), log(q, zq)) {
+    let (log_p, log_q) = (log_probability(p, probabilities), log_probability(q, probabilities));
+    let term = |(&p, &q): (&f64, &f64)| match (log_p(p), log_q(q)) {
         // A masked class: 0 log 0 = 0.
         (f64::NEG_INFINITY, _) => 0.0,
         (p, q) => p.exp() * (p - q),
     };
     p.iter().zip(q).map(term).sum()
+}
+
+/// The map from a value of `row` to the log of its probability: the log-softmax of logits, the
+/// plain log of what already are probabilities.
+fn log_probability(row: &[f64], probabilities: bool) -> impl Fn(f64) -> f64 {
+    let max = row.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(x));
+    let normalizer = max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln();
+    move |x| match probabilities {
+        true if x.is_nan() => x,
+        true => x.max(SMALLEST_PROBABILITY).ln(),
+        false => x - normalizer,
+    }
 }
 
 #[cfg(test)]
@@ -185,9 +211,20 @@ mod tests {
         let logits = Tensor::f32([3, 3], vec![1., 1., 0., 0., 5., 1., f32::NAN, 9., 0.]);
         // Row 1 ties: class 0 wins and is right. Row 3 is right. Row 2 has a NaN and is wrong.
         let mut got = accuracy(&logits, &labels, &[1, 3, 2]).unwrap();
-        assert_eq!(got, Accuracy { correct: 2, total: 3 });
-        got.add(Accuracy { correct: 1, total: 1 });
+        assert_eq!((got.correct, got.total), (2, 3));
+        assert!(got.loss.is_nan());
+        got.add(Accuracy { correct: 1, total: 1, loss: 0.0 });
         assert_eq!(got.value(), 0.75);
+
+        // Two classes with logits 0 and log 3: probabilities 1/4 and 3/4, given either way.
+        let labels = Labels::new(Tensor::i64([2], vec![1, 0])).unwrap();
+        let expected = -((0.75f64).ln() + (0.25f64).ln()) / 2.0;
+        for row in [[0.0, 3f32.ln()], [0.25, 0.75]] {
+            let both = Tensor::f32([2, 2], [row, row].concat());
+            let got = accuracy(&both, &labels, &[0, 1]).unwrap();
+            assert_eq!(got.correct, 1);
+            assert!((got.mean_loss() - expected).abs() < 1e-6, "{}", got.mean_loss());
+        }
 
         let labels = Labels::new(Tensor::i64([2, 2], vec![1, 0, 0, 1])).unwrap();
         let logits = Tensor::f32([2, 2, 2], vec![0., 1., 0., 1., 0., 1., 0., 1.]);
@@ -216,6 +253,7 @@ mod tests {
         assert!((logits.mean_kl().unwrap() - f64::from(expected)).abs() < 1e-5);
         assert!((probabilities.mean_kl().unwrap() - f64::from(expected)).abs() < 1e-5);
         assert_eq!(logits.max_abs(), 3.0);
+        assert_eq!(logits.agreement(), Some(0.0));
         assert!((logits.relative_error() - (9.5f64 / 5.0).sqrt()).abs() < 1e-12);
     }
 

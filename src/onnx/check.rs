@@ -9,9 +9,9 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 
 use crate::error::{Context, Result, bail, error};
-use crate::onnx::convert::normal_domain;
 use crate::onnx::external::Reference;
 use crate::onnx::graph::{Node, defined_names, free_names_of_attribute};
+use crate::onnx::nodes::normal_domain;
 use crate::onnx::order::{Step, cycle_error, topological_order};
 use crate::onnx::proto::{FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto};
 use crate::onnx::{storage, walk};

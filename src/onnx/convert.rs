@@ -5,25 +5,24 @@
 //! tensor is embedded as raw data, so that ONNX Runtime never opens a file on our behalf.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use buffa::Message;
 
 use crate::error::{Context, Result, bail, error};
-use crate::onnx::graph::{Attribute, Dimension, Graph, Node, Value, outer_names};
+use crate::onnx::graph::{Dimension, Graph, Node, Value, outer_names};
 use crate::onnx::model::Model;
+use crate::onnx::nodes::{self, Read, embed, normal_domain};
 use crate::onnx::order::{Step, cycle_error, topological_order};
 use crate::onnx::proto::__buffa::oneof::tensor_shape_proto::dimension::Value as Dim;
 use crate::onnx::proto::__buffa::oneof::type_proto::Value as Type;
-use crate::onnx::proto::attribute_proto::AttributeType;
 use crate::onnx::proto::tensor_shape_proto::Dimension as DimensionProto;
 use crate::onnx::proto::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
-    TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
+    GraphProto, ModelProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
+    type_proto,
 };
 use crate::onnx::{storage, walk};
-use crate::tensor::{ElementType, Tensor};
+use crate::tensor::ElementType;
 
 /// The version of the file format that hone writes: the newest that every supported ONNX Runtime
 /// reads.
@@ -33,7 +32,7 @@ impl Graph {
     /// The graph of `model`, with all constants read into memory. Errors name the tensor that
     /// cannot be held, the input that is no tensor, or the nodes of a cycle.
     pub fn from_model(model: &Model) -> Result<Graph> {
-        Import { model }.graph().context(|| model.name())
+        import(model).context(|| model.name())
     }
 
     /// The graph as an ONNX file with all tensors inside. Errors beyond protobuf's 2 GB.
@@ -54,7 +53,7 @@ impl Graph {
         let others = self.domains.iter().map(|(domain, &version)| import(domain, version));
         let graph = GraphProto {
             name: Some(if self.name.is_empty() { "graph".into() } else { self.name.clone() }),
-            node: self.nodes.iter().map(node_to_proto).collect(),
+            node: self.nodes.iter().map(nodes::to_proto).collect(),
             initializer: self.initializers.iter().map(|(n, t)| storage::write(n, t)).collect(),
             input: self.inputs.iter().map(value_to_proto).collect(),
             output: self.outputs.iter().map(value_to_proto).collect(),
@@ -85,170 +84,51 @@ impl Graph {
     }
 }
 
-/// The walk over a model that builds the graph.
-struct Import<'a> {
-    model: &'a Model,
-}
-
-impl Import<'_> {
-    fn graph(&self) -> Result<Graph> {
-        let proto = &self.model.proto;
-        let Some(source) = proto.graph.as_option() else { bail!(Model, "it has no graph") };
-        if !source.sparse_initializer.is_empty() {
-            bail!(Unsupported, "it has sparse initializers; save it with dense ones");
-        }
-        let mut graph = Graph {
-            name: source.name.clone().unwrap_or_default(),
-            functions: proto.functions.clone(),
-            ..Graph::default()
-        };
-        for import in &proto.opset_import {
-            let version = import.version.unwrap_or(0);
-            match normal_domain(import.domain.as_deref().unwrap_or("")) {
-                "" => graph.opset = version,
-                domain => drop(graph.domains.insert(domain.into(), version)),
-            }
-        }
-        for function in &mut graph.functions {
-            walk::nodes(&mut function.node, &mut |tensor| self.embed(tensor))?;
-        }
-        for tensor in &source.initializer {
-            let name = tensor.name.as_deref().unwrap_or("");
-            graph.initializers.insert(name.into(), Arc::new(self.tensor(tensor)?));
-        }
-        for node in &source.node {
-            match self.constant(node)? {
-                Some((name, tensor)) => drop(graph.initializers.insert(name, Arc::new(tensor))),
-                None => graph.nodes.push(self.node(node)?),
-            }
-        }
-        let supplied =
-            |v: &&ValueInfoProto| !graph.initializers.contains_key(v.name.as_deref().unwrap_or(""));
-        graph.inputs = source.input.iter().filter(supplied).map(input).collect::<Result<_>>()?;
-        graph.outputs = source.output.iter().map(value).collect();
-        graph.sort()?;
-        Ok(graph)
+fn import(model: &Model) -> Result<Graph> {
+    let read: Read = &|tensor| model.read(tensor);
+    let proto = &model.proto;
+    let Some(source) = proto.graph.as_option() else { bail!(Model, "it has no graph") };
+    if !source.sparse_initializer.is_empty() {
+        bail!(Unsupported, "it has sparse initializers; save it with dense ones");
     }
-
-    /// The tensor, read from wherever it is stored.
-    fn tensor(&self, proto: &TensorProto) -> Result<Tensor> {
-        self.model
-            .read(proto)
-            .context(|| format!("tensor {:?}", proto.name.as_deref().unwrap_or("")))
-    }
-
-    /// The name and value of a `Constant` node, unless it holds what hone has no tensor for.
-    fn constant(&self, node: &NodeProto) -> Result<Option<(String, Tensor)>> {
-        let Some(attribute) = constant_attribute(node) else { return Ok(None) };
-        let name = node.output[0].clone();
-        let tensor = constant_tensor(attribute, |t| self.model.read(t));
-        Ok(storage::named(tensor, &name)?.map(|tensor| (name, tensor)))
-    }
-
-    fn node(&self, proto: &NodeProto) -> Result<Node> {
-        let mut node = Node {
-            op: proto.op_type.clone().unwrap_or_default(),
-            domain: normal_domain(proto.domain.as_deref().unwrap_or("")).into(),
-            name: proto.name.clone().unwrap_or_default(),
-            inputs: proto.input.clone(),
-            outputs: proto.output.clone(),
-            attributes: BTreeMap::new(),
-        };
-        for attribute in &proto.attribute {
-            let name = attribute.name.clone().unwrap_or_default();
-            let value = self.attribute(attribute);
-            let value = value.context(|| format!("{}: attribute {name:?}", node.describe()))?;
-            node.attributes.insert(name, value);
+    let mut graph = Graph {
+        name: source.name.clone().unwrap_or_default(),
+        functions: proto.functions.clone(),
+        ..Graph::default()
+    };
+    for import in &proto.opset_import {
+        let version = import.version.unwrap_or(0);
+        match normal_domain(import.domain.as_deref().unwrap_or("")) {
+            "" => graph.opset = version,
+            domain => drop(graph.domains.insert(domain.into(), version)),
         }
-        Ok(node)
     }
-
-    fn attribute(&self, proto: &AttributeProto) -> Result<Attribute> {
-        let other = || {
-            let mut copy = proto.clone();
-            walk::attribute(&mut copy, &mut |tensor| self.embed(tensor))?;
-            Ok(Attribute::Other(Box::new(copy)))
-        };
-        Ok(match attribute_type(proto) {
-            AttributeType::INT => Attribute::Int(proto.i.unwrap_or(0)),
-            AttributeType::FLOAT => Attribute::Float(proto.f.unwrap_or(0.0)),
-            AttributeType::INTS => Attribute::Ints(proto.ints.clone()),
-            AttributeType::FLOATS => Attribute::Floats(proto.floats.clone()),
-            AttributeType::STRING => match std::str::from_utf8(proto.s.as_deref().unwrap_or(b"")) {
-                Ok(text) => Attribute::String(text.into()),
-                Err(_) => other()?,
-            },
-            AttributeType::TENSOR => match proto.t.as_option() {
-                Some(t) if storage::element_type(t).is_ok() => {
-                    Attribute::Tensor(Arc::new(self.model.read(t)?))
-                }
-                _ => other()?,
-            },
-            _ => other()?,
-        })
+    for function in &mut graph.functions {
+        walk::nodes(&mut function.node, &mut |tensor| embed(tensor, read))?;
     }
-
-    /// Replaces a reference to another file by what is there.
-    fn embed(&self, proto: &mut TensorProto) -> Result<()> {
-        if storage::is_external(proto) {
-            *proto = storage::write(proto.name.as_deref().unwrap_or(""), &self.tensor(proto)?);
+    for tensor in &source.initializer {
+        let name = tensor.name.as_deref().unwrap_or("");
+        graph.initializers.insert(name.into(), Arc::new(storage::named(read(tensor), name)?));
+    }
+    for node in &source.node {
+        let node = nodes::from_proto(node, read)?;
+        match nodes::constant_value(&node) {
+            Some((name, tensor)) => drop(graph.initializers.insert(name, tensor)),
+            None => graph.nodes.push(node),
         }
-        Ok(())
     }
+    let supplied =
+        |v: &&ValueInfoProto| !graph.initializers.contains_key(v.name.as_deref().unwrap_or(""));
+    graph.inputs = source.input.iter().filter(supplied).map(input).collect::<Result<_>>()?;
+    graph.outputs = source.output.iter().map(value).collect();
+    graph.sort()?;
+    Ok(graph)
 }
 
 /// What the node reads, in its subgraphs too.
 fn reads(node: &Node) -> Vec<Cow<'_, str>> {
     let inputs = node.inputs.iter().map(|name| Cow::from(name.as_str()));
     inputs.chain(outer_names(node).into_iter().map(Cow::from)).collect()
-}
-
-/// The attribute with the value of a `Constant` node that has one output.
-pub(crate) fn constant_attribute(node: &NodeProto) -> Option<&AttributeProto> {
-    let constant = node.op_type.as_deref() == Some("Constant")
-        && normal_domain(node.domain.as_deref().unwrap_or("")).is_empty()
-        && matches!(node.output.as_slice(), [name] if !name.is_empty());
-    node.attribute.first().filter(|_| constant)
-}
-
-/// The value of a `Constant` node, whatever form it is in; `None` for strings, sparse tensors and
-/// element types that hone cannot hold.
-pub(crate) fn constant_tensor(
-    attribute: &AttributeProto,
-    read: impl FnOnce(&TensorProto) -> Result<Tensor>,
-) -> Result<Option<Tensor>> {
-    Ok(Some(match (attribute.name.as_deref(), attribute.t.as_option()) {
-        (Some("value"), Some(t)) if storage::element_type(t).is_ok() => read(t)?,
-        (Some("value_int"), _) => Tensor::i64([], vec![attribute.i.unwrap_or(0)]),
-        (Some("value_float"), _) => Tensor::scalar(attribute.f.unwrap_or(0.0)),
-        (Some("value_ints"), _) => Tensor::i64([attribute.ints.len()], attribute.ints.clone()),
-        (Some("value_floats"), _) => {
-            Tensor::f32([attribute.floats.len()], attribute.floats.clone())
-        }
-        _ => return Ok(None),
-    }))
-}
-
-/// The type of an attribute; files older than the `type` field tell it by what is set.
-pub(crate) fn attribute_type(proto: &AttributeProto) -> AttributeType {
-    if proto.ref_attr_name.as_ref().is_some_and(|name| !name.is_empty()) {
-        return AttributeType::UNDEFINED; // A function's parameter stands here, not a value.
-    }
-    match proto.r#type {
-        Some(known) if known != AttributeType::UNDEFINED => known,
-        _ if proto.i.is_some() => AttributeType::INT,
-        _ if proto.f.is_some() => AttributeType::FLOAT,
-        _ if proto.s.is_some() => AttributeType::STRING,
-        _ if proto.t.is_set() => AttributeType::TENSOR,
-        _ if !proto.ints.is_empty() => AttributeType::INTS,
-        _ if !proto.floats.is_empty() => AttributeType::FLOATS,
-        _ => AttributeType::UNDEFINED,
-    }
-}
-
-/// The default operator set has two names.
-pub(crate) fn normal_domain(domain: &str) -> &str {
-    if domain == "ai.onnx" { "" } else { domain }
 }
 
 /// A graph input, which must be a tensor of numbers.
@@ -261,7 +141,8 @@ fn input(proto: &ValueInfoProto) -> Result<Value> {
     Ok(value)
 }
 
-fn value(proto: &ValueInfoProto) -> Value {
+/// The declared name, element type and shape.
+pub fn value(proto: &ValueInfoProto) -> Value {
     let mut value = Value::named(proto.name.clone().unwrap_or_default());
     let Some(Type::TensorType(tensor)) = proto.r#type.as_option().and_then(|t| t.value.as_ref())
     else {
@@ -300,54 +181,13 @@ fn value_to_proto(value: &Value) -> ValueInfoProto {
     proto
 }
 
-pub(crate) fn node_to_proto(node: &Node) -> NodeProto {
-    NodeProto {
-        op_type: Some(node.op.clone()),
-        domain: (!node.domain.is_empty()).then(|| node.domain.clone()),
-        name: (!node.name.is_empty()).then(|| node.name.clone()),
-        input: node.inputs.clone(),
-        output: node.outputs.clone(),
-        attribute: node.attributes.iter().map(|(n, a)| attribute_to_proto(n, a)).collect(),
-        ..NodeProto::default()
-    }
-}
-
-fn attribute_to_proto(name: &str, attribute: &Attribute) -> AttributeProto {
-    let mut proto = AttributeProto { name: Some(name.into()), ..AttributeProto::default() };
-    proto.r#type = Some(match attribute {
-        Attribute::Int(v) => {
-            proto.i = Some(*v);
-            AttributeType::INT
-        }
-        Attribute::Float(v) => {
-            proto.f = Some(*v);
-            AttributeType::FLOAT
-        }
-        Attribute::String(v) => {
-            proto.s = Some(v.as_bytes().into());
-            AttributeType::STRING
-        }
-        Attribute::Tensor(v) => {
-            proto.t = TensorProto { name: None, ..storage::write("", v) }.into();
-            AttributeType::TENSOR
-        }
-        Attribute::Ints(v) => {
-            proto.ints = v.clone();
-            AttributeType::INTS
-        }
-        Attribute::Floats(v) => {
-            proto.floats = v.clone();
-            AttributeType::FLOATS
-        }
-        Attribute::Other(raw) => return (**raw).clone(),
-    });
-    proto
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::Data;
+    use crate::onnx::graph::Attribute;
+    use crate::onnx::proto::attribute_proto::AttributeType;
+    use crate::onnx::proto::{AttributeProto, NodeProto};
+    use crate::tensor::{Data, Tensor};
 
     fn roundtrip(graph: &Graph) -> Result<Graph> {
         Graph::from_model(&Model::from_bytes(&graph.to_bytes()?, None)?)
@@ -482,7 +322,7 @@ mod tests {
                         ..AttributeProto::default()
                     },
                 ),
-                node_to_proto(&Node::new("Add", ["c", "a"], "inner")),
+                nodes::to_proto(&Node::new("Add", ["c", "a"], "inner")),
             ],
             output: vec![value_to_proto(&Value::named("inner"))],
             ..GraphProto::default()

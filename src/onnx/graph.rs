@@ -204,11 +204,19 @@ impl Graph {
         map
     }
 
-    /// Every name in use, for choosing a fresh one.
+    /// Every name in use, in subgraphs too, for choosing a fresh one.
     pub fn names(&self) -> HashSet<String> {
         let values = self.nodes.iter().flat_map(|n| n.inputs.iter().chain(&n.outputs));
         let ends = self.inputs.iter().chain(&self.outputs).map(|v| &v.name);
-        values.chain(ends).chain(self.initializers.keys()).cloned().collect()
+        let mut names: HashSet<String> =
+            values.chain(ends).chain(self.initializers.keys()).cloned().collect();
+        let attributes = self.nodes.iter().flat_map(|n| n.attributes.values());
+        for attribute in attributes {
+            if let Attribute::Other(raw) = attribute {
+                inner_names(raw, &mut names);
+            }
+        }
+        names
     }
 
     /// Removes the nodes and initializers that no output depends on.
@@ -225,6 +233,33 @@ impl Graph {
         let mut kept = keep.into_iter();
         self.nodes.retain(|_| kept.next().expect("one flag per node"));
         self.initializers.retain(|name, _| needed.contains(name));
+    }
+}
+
+/// The names in use, for choosing new ones.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    taken: HashSet<String>,
+    /// The number to try next, by base.
+    next: HashMap<String, usize>,
+}
+
+impl Names {
+    /// The names of `graph`, in subgraphs too.
+    pub fn of(graph: &Graph) -> Names {
+        Names { taken: graph.names(), next: HashMap::new() }
+    }
+
+    /// A new name: `base`, or `base_2`, `base_3`, ...
+    pub fn fresh(&mut self, base: &str) -> String {
+        let next = self.next.entry(base.to_owned()).or_insert(1);
+        loop {
+            let name = if *next == 1 { base.to_owned() } else { format!("{base}_{next}") };
+            *next += 1;
+            if !name.is_empty() && self.taken.insert(name.clone()) {
+                return name;
+            }
+        }
     }
 }
 
@@ -253,6 +288,17 @@ fn free_names<'a>(graph: &'a GraphProto, names: &mut Vec<&'a str>) {
     }
     let defined: HashSet<&str> = defined_names(graph).collect();
     names.extend(read.into_iter().filter(|name| !name.is_empty() && !defined.contains(name)));
+}
+
+/// Every name that the subgraphs in `attribute` mention.
+fn inner_names(attribute: &AttributeProto, names: &mut HashSet<String>) {
+    for graph in attribute.g.as_option().into_iter().chain(&attribute.graphs) {
+        names.extend(defined_names(graph).map(str::to_owned));
+        for node in &graph.node {
+            names.extend(node.input.iter().cloned());
+            node.attribute.iter().for_each(|a| inner_names(a, names));
+        }
+    }
 }
 
 /// The names that `graph` itself gives a value: inputs, initializers and node outputs.

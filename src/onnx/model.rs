@@ -3,14 +3,16 @@
 //! The message is kept whole, fields that hone does not know included, so that a model which hone
 //! edits differs from its source only where hone meant it to.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use buffa::{DecodeOptions, Message};
 
 use crate::atomic_file::folder_of;
 use crate::error::{Context, Result, bail, error};
-use crate::onnx::convert::{constant_attribute, constant_tensor};
+use crate::onnx::external::Reference;
+use crate::onnx::nodes::{self, constant_attribute};
 use crate::onnx::proto::{AttributeProto, ModelProto, TensorProto};
 use crate::onnx::{check, external, save, storage, walk};
 use crate::tensor::{Data, Tensor};
@@ -83,14 +85,12 @@ impl Model {
         let context = || format!("{}: tensor {name:?}", self.name);
         let missing = || error!(Model, "the graph has no such constant").context(context());
         let graph = self.proto.graph.as_option().ok_or_else(missing)?;
-        let tensor = match *self.places.get(name).ok_or_else(missing)? {
-            Place::Initializer(i) => self.read(&graph.initializer[i]).map(Some),
-            Place::Constant(i) => match constant_attribute(&graph.node[i]) {
-                Some(attribute) => constant_tensor(attribute, |t| self.read(t)),
-                None => Ok(None),
-            },
+        let node = match *self.places.get(name).ok_or_else(missing)? {
+            Place::Initializer(i) => return self.read(&graph.initializer[i]).context(context),
+            Place::Constant(i) => nodes::from_proto(&graph.node[i], &|t| self.read(t)),
         };
-        tensor.context(context)?.ok_or_else(|| {
+        let value = nodes::constant_value(&node.context(context)?);
+        value.map(|(_, tensor)| Arc::unwrap_or_clone(tensor)).ok_or_else(|| {
             error!(Unsupported, "it is a constant hone cannot compute with").context(context())
         })
     }
@@ -114,21 +114,40 @@ impl Model {
     /// Replaces the elements of the constant `name` by those of `tensor`, which must have its
     /// shape and element type. The form of storage stays: raw, typed, or in a data file.
     pub fn replace_tensor(&mut self, name: &str, tensor: &Tensor) -> Result<()> {
-        let context = || format!("{}: tensor {name:?}", self.name);
-        let missing = || error!(Model, "the graph has no such constant").context(context());
+        let context = format!("{}: tensor {name:?}", self.name);
+        let missing = || error!(Model, "the graph has no such constant").context(&context);
         let place = *self.places.get(name).ok_or_else(missing)?;
+        if let Place::Constant(_) = place {
+            let old = self.tensor(name)?;
+            storage::same_kind(old.element_type(), old.shape(), tensor).context(|| &context)?;
+        }
         let graph = self.proto.graph.as_option_mut().ok_or_else(missing)?;
         match place {
             Place::Initializer(i) => replace(&mut graph.initializer[i], tensor),
             Place::Constant(i) => replace_constant(&mut graph.node[i].attribute[0], tensor),
         }
-        .context(context)
+        .context(|| context)
     }
 
     /// Writes the model to `path`, whole or not at all. Where the source had external data, or one
     /// file cannot hold everything, a new data file appears beside it (see [`mod@super::save`]).
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         save::save(self, path.as_ref())
+    }
+
+    /// The files beside the model's own that its tensors are stored in.
+    pub fn data_files(&self) -> Result<BTreeSet<PathBuf>> {
+        let mut files = BTreeSet::new();
+        let Some(folder) = self.folder.as_ref().filter(|_| self.has_external_data) else {
+            return Ok(files);
+        };
+        walk::model(&mut self.proto.clone(), &mut |tensor| {
+            if storage::is_external(tensor) {
+                files.insert(folder.join(Reference::parse(tensor)?.location));
+            }
+            Ok(())
+        })?;
+        Ok(files)
     }
 
     /// Whether some tensor is stored in another file.
@@ -154,25 +173,15 @@ fn replace(proto: &mut TensorProto, tensor: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Replaces the value of a `Constant` node.
+/// Replaces the value of a `Constant` node by one of the same shape and element type.
 fn replace_constant(attribute: &mut AttributeProto, tensor: &Tensor) -> Result<()> {
-    if attribute.name.as_deref() == Some("value")
-        && let Some(proto) = attribute.t.as_option_mut()
-    {
-        return replace(proto, tensor);
-    }
-    let old = constant_tensor(attribute, storage::read)?;
-    let same =
-        |old: &Tensor| old.element_type() == tensor.element_type() && old.shape() == tensor.shape();
-    if !old.as_ref().is_some_and(same) {
-        bail!(Model, "it cannot become {} {:?}", tensor.element_type(), tensor.shape());
-    }
-    match (tensor.data(), attribute.name.as_deref()) {
-        (Data::F32(v), Some("value_float")) => attribute.f = v.first().copied(),
-        (Data::F32(v), _) => attribute.floats = v.clone(),
-        (Data::I64(v), Some("value_int")) => attribute.i = v.first().copied(),
-        (Data::I64(v), _) => attribute.ints = v.clone(),
-        _ => bail!(Model, "it holds {}", tensor.element_type()),
+    match (attribute.name.as_deref(), attribute.t.as_option_mut(), tensor.data()) {
+        (Some("value"), Some(proto), _) => replace(proto, tensor)?,
+        (Some("value_float"), _, Data::F32(v)) => attribute.f = v.first().copied(),
+        (Some("value_floats"), _, Data::F32(v)) => attribute.floats = v.clone(),
+        (Some("value_int"), _, Data::I64(v)) => attribute.i = v.first().copied(),
+        (Some("value_ints"), _, Data::I64(v)) => attribute.ints = v.clone(),
+        _ => bail!(Unsupported, "it is a constant hone cannot compute with"),
     }
     Ok(())
 }

@@ -13,9 +13,10 @@ use buffa::Message;
 use crate::atomic_file::{AtomicFile, folder_of};
 use crate::error::{Result, bail, error};
 use crate::onnx::external::Reference;
+use crate::onnx::graph::Graph;
 use crate::onnx::model::Model;
-use crate::onnx::proto::TensorProto;
 use crate::onnx::proto::tensor_proto::DataLocation;
+use crate::onnx::proto::{StringStringEntryProto, TensorProto};
 use crate::onnx::{storage, walk};
 
 /// The largest file without a data file; protobuf ends at 2 GiB, and readers want some slack.
@@ -24,6 +25,26 @@ const MAX_FILE_BYTES: u64 = 1_900_000_000;
 const MIN_MOVED_BYTES: usize = 1 << 10;
 /// Tensors of this size start on a page, so that a reader may map them.
 const MIN_PAGE_ALIGNED_BYTES: u64 = 1 << 20;
+
+impl Graph {
+    /// Writes the graph as a model of its own, with these metadata entries.
+    pub fn save(&self, path: &Path, metadata: &[(&str, String)]) -> Result<()> {
+        let mut proto = self.to_proto();
+        let entry = |(key, value): &(&str, String)| StringStringEntryProto {
+            key: Some(key.to_string()),
+            value: Some(value.clone()),
+            ..StringStringEntryProto::default()
+        };
+        proto.metadata_props.extend(metadata.iter().map(entry));
+        let bytes = proto.try_encode_to_vec().map_err(|e| {
+            let name = path.display();
+            error!(Unsupported, "{name}: exceeds the 2 GB of an ONNX file").with_source(e)
+        })?;
+        let mut file = AtomicFile::create(path)?;
+        file.append(&bytes)?;
+        file.commit()
+    }
+}
 
 /// Writes `model` to `path`.
 pub fn save(model: &Model, path: &Path) -> Result<()> {

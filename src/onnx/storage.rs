@@ -74,7 +74,11 @@ pub fn replace(proto: &mut TensorProto, tensor: &Tensor) -> Result<()> {
 
 /// Errors unless `tensor` has the element type and shape that `proto` declares.
 pub fn check_same_kind(proto: &TensorProto, tensor: &Tensor) -> Result<()> {
-    let (element, shape) = (element_type(proto)?, shape(proto)?);
+    same_kind(element_type(proto)?, &shape(proto)?, tensor)
+}
+
+/// Errors unless `tensor` has this element type and shape.
+pub fn same_kind(element: ElementType, shape: &[usize], tensor: &Tensor) -> Result<()> {
     if element != tensor.element_type() || shape != tensor.shape() {
         let (new, at) = (tensor.element_type(), tensor.shape());
         bail!(Model, "it is {element} {shape:?} and cannot become {new} {at:?}");

@@ -11,12 +11,13 @@ use ort::session::builder::{
     AutoDevicePolicy, BuilderResult, GraphOptimizationLevel, SessionBuilder,
 };
 use ort::session::{RunOptions, SessionInputValue};
-use ort::value::{DynValue, TensorRef, ValueType};
+use ort::value::{DynValue, TensorElementType, TensorRef, ValueType};
 
 use super::{Device, library};
 use crate::cancel::Cancel;
 use crate::error::{Context, Error, ErrorKind, Result, bail, error};
-use crate::tensor::{Data, Tensor};
+use crate::onnx::Graph;
+use crate::tensor::{Data, ElementType, Tensor};
 
 /// The optimiser that turns `Range -> Gather` into an invalid `Slice` (1.28 to 1.32).
 const BROKEN_OPTIMIZERS: &str = "GatherToSliceFusion";
@@ -71,6 +72,11 @@ impl Session {
         }
         let inner = Session::commit(model, &external, options, Device::Cpu)?;
         Ok(Session { inner, device: Device::Cpu })
+    }
+
+    /// Loads a working graph.
+    pub fn of_graph(graph: &Graph, options: &SessionOptions) -> Result<Session> {
+        Session::new(&graph.to_bytes()?, Vec::new(), options)
     }
 
     /// Loads at the highest optimisation level that works.
@@ -139,6 +145,16 @@ impl Outputs {
     pub fn f32(&self, name: &str) -> Result<(Vec<usize>, &[f32])> {
         let (shape, data) = self.value(name)?.try_extract_tensor::<f32>().map_err(runtime)?;
         Ok((shape.iter().map(|&d| d as usize).collect(), data))
+    }
+
+    /// The element type and shape of an output, if it is a tensor hone can hold.
+    pub fn kind(&self, name: &str) -> Option<(ElementType, Vec<usize>)> {
+        let ValueType::Tensor { ty, shape, .. } = self.value(name).ok()?.dtype() else {
+            return None;
+        };
+        // ONNX Runtime numbers element types as ONNX does.
+        let element = element_type(*ty)?;
+        Some((element, shape.iter().map(|&d| d as usize).collect()))
     }
 
     /// An output as a tensor of its own; an error when it is not a tensor hone can hold.
@@ -241,9 +257,28 @@ fn owned(tensor: Tensor) -> Result<DynValue> {
         .into_dyn()))
 }
 
+fn element_type(ty: TensorElementType) -> Option<ElementType> {
+    use TensorElementType as T;
+    Some(match ty {
+        T::Float32 => ElementType::F32,
+        T::Float64 => ElementType::F64,
+        T::Float16 => ElementType::F16,
+        T::Bfloat16 => ElementType::BF16,
+        T::Int8 => ElementType::I8,
+        T::Int16 => ElementType::I16,
+        T::Int32 => ElementType::I32,
+        T::Int64 => ElementType::I64,
+        T::Uint8 => ElementType::U8,
+        T::Uint16 => ElementType::U16,
+        T::Uint32 => ElementType::U32,
+        T::Uint64 => ElementType::U64,
+        T::Bool => ElementType::Bool,
+        _ => return None,
+    })
+}
+
 /// A value of ONNX Runtime as a tensor of its own.
 fn copy(value: &DynValue) -> Result<Tensor> {
-    use ort::value::TensorElementType as T;
     let ValueType::Tensor { ty, .. } = value.dtype() else {
         bail!(Unsupported, "it is not a tensor")
     };
@@ -254,20 +289,22 @@ fn copy(value: &DynValue) -> Result<Tensor> {
             Tensor::new(shape, Data::$variant(data.to_vec()))
         }};
     }
-    match ty {
-        T::Float32 => take!(F32),
-        T::Float64 => take!(F64),
-        T::Float16 => take!(F16),
-        T::Bfloat16 => take!(BF16),
-        T::Int8 => take!(I8),
-        T::Int16 => take!(I16),
-        T::Int32 => take!(I32),
-        T::Int64 => take!(I64),
-        T::Uint8 => take!(U8),
-        T::Uint16 => take!(U16),
-        T::Uint32 => take!(U32),
-        T::Uint64 => take!(U64),
-        T::Bool => take!(Bool),
-        other => bail!(Unsupported, "hone cannot hold elements of type {other}"),
+    let Some(element) = element_type(*ty) else {
+        bail!(Unsupported, "hone cannot hold elements of type {ty}")
+    };
+    match element {
+        ElementType::F32 => take!(F32),
+        ElementType::F64 => take!(F64),
+        ElementType::F16 => take!(F16),
+        ElementType::BF16 => take!(BF16),
+        ElementType::I8 => take!(I8),
+        ElementType::I16 => take!(I16),
+        ElementType::I32 => take!(I32),
+        ElementType::I64 => take!(I64),
+        ElementType::U8 => take!(U8),
+        ElementType::U16 => take!(U16),
+        ElementType::U32 => take!(U32),
+        ElementType::U64 => take!(U64),
+        ElementType::Bool => take!(Bool),
     }
 }

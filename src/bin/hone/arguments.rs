@@ -1,0 +1,231 @@
+//! What the user can type, before it is turned into options of the library.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use hone::Result;
+use hone::calibration::{ReadOptions, parse_scale};
+use hone::gradient::seed::Fisher;
+use hone::prune::Pattern;
+use hone::runtime::Device;
+
+/// Compresses ONNX models with second-order information (M-FAC).
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 2 usage, 3 files, 4 malformed model, 5 unsupported model, 6 data, \
+                  7 ONNX Runtime or device, 8 memory limit, 9 numerics, 130 interrupted."
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+    /// More messages on standard error; twice for ONNX Runtime's own.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Prune(Prune),
+    Eval(Eval),
+    Inspect(Inspect),
+    Gradient(Gradient),
+}
+
+/// How to read samples.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Samples")]
+pub struct Reading {
+    /// Factor for integer samples fed to a float input, such as 1/255.
+    #[arg(long, value_name = "FACTOR")]
+    pub scale: Option<String>,
+    /// Mean to subtract after scaling: one number, or one per channel separated by commas.
+    #[arg(long, value_name = "NUMBERS", allow_hyphen_values = true)]
+    pub mean: Option<String>,
+    /// Standard deviation to divide by after subtracting the mean.
+    #[arg(long, value_name = "NUMBERS")]
+    pub std: Option<String>,
+    /// Read at most this many samples of each file.
+    #[arg(long, value_name = "ROWS")]
+    pub limit: Option<usize>,
+}
+
+/// How to run.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Running")]
+pub struct Running {
+    /// Where graphs run: cpu, cuda (an error without a GPU) or auto (a warning and the CPU).
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
+    /// Worker threads; all processors by default. Results do not depend on it.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// Prune a model: choose weights by M-FAC, move the others to make up for them, check the result.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hone prune examples/fashion/model.onnx \
+    --calibration examples/fashion/calibration.npz \\\n      --sparsity 0.9 --evaluation examples/fashion/test.npz --output pruned.onnx\n\n\
+    Samples are .npy (models with one input), .npz (arrays named as the model's inputs, and `labels`), \
+    or a folder of\nimages with one sub-folder per class.")]
+pub struct Prune {
+    /// The model: an ordinary inference model in ONNX.
+    pub model: PathBuf,
+    /// Samples to take gradients of, a few hundred or more; labels are not needed by default.
+    #[arg(long, value_name = "SAMPLES")]
+    pub calibration: PathBuf,
+    /// The fraction of prunable weights to remove, such as 0.9; given by an N:M pattern.
+    #[arg(long, value_name = "FRACTION")]
+    pub sparsity: Option<f64>,
+    /// Where to write the pruned model.
+    #[arg(short, long, value_name = "MODEL")]
+    pub output: PathBuf,
+    /// Samples to compare the dense and the pruned model on, with labels for accuracy.
+    #[arg(long, value_name = "SAMPLES")]
+    pub evaluation: Option<PathBuf>,
+    /// Where to write the report as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+
+    /// Which weights go together: unstructured, or N:M (at most N of M consecutive inputs stay).
+    #[arg(long, default_value = "unstructured", help_heading = "Which weights")]
+    pub pattern: Pattern,
+    /// One threshold for all layers (global), or the same sparsity in each (layer).
+    #[arg(long, default_value = "global", value_parser = ["global", "layer"], help_heading = "Which weights")]
+    pub scope: String,
+    /// Tensors to leave alone; * stands for any characters. May be repeated.
+    #[arg(long, value_name = "NAME", help_heading = "Which weights")]
+    pub skip: Vec<String>,
+    /// mfac, or magnitude as a baseline.
+    #[arg(long, default_value = "mfac", value_parser = ["mfac", "magnitude"], help_heading = "Which weights")]
+    pub method: String,
+
+    /// How the others make up for removed weights: joint (exact), or independent (as published).
+    #[arg(long, default_value = "joint", value_parser = ["joint", "independent"], help_heading = "M-FAC")]
+    pub update: String,
+    /// How weights are ordered: greedy, or staged:N to re-score N times on one set of gradients.
+    #[arg(long, default_value = "greedy", value_name = "greedy|staged:N", help_heading = "M-FAC")]
+    pub selection: String,
+    /// Weights per Fisher block, or `layer` for whole layers.
+    #[arg(long, default_value = "128", value_name = "WEIGHTS|layer", help_heading = "M-FAC")]
+    pub block: String,
+    /// Damping λ as a fraction of the layer's mean Fisher diagonal.
+    #[arg(long, default_value_t = 0.1, value_name = "FRACTION", help_heading = "M-FAC")]
+    pub damping: f64,
+    /// Damping λ itself, in units of a squared gradient, instead of the fraction.
+    #[arg(long, value_name = "LAMBDA", conflicts_with = "damping", help_heading = "M-FAC")]
+    pub damping_absolute: Option<f64>,
+    /// How often gradients are taken anew on the way to the sparsity.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "M-FAC")]
+    pub stages: u32,
+    /// Gradients per stage (m).
+    #[arg(long, default_value_t = 1024, value_name = "M", value_parser = clap::value_parser!(u32).range(1..), help_heading = "M-FAC")]
+    pub gradients: u32,
+    /// What is differentiated: outputs (random cotangents, no labels), gaussian, labels, sampled,
+    /// mse, or scalar.
+    #[arg(long, default_value = "outputs", help_heading = "M-FAC")]
+    pub fisher: Fisher,
+    /// Samples averaged into one gradient.
+    #[arg(long, default_value_t = 1, value_name = "SAMPLES", value_parser = clap::value_parser!(u32).range(1..=65536), help_heading = "M-FAC")]
+    pub fisher_batch: u32,
+    /// Outputs to differentiate; all float ones by default. May be repeated.
+    #[arg(long = "outputs", value_name = "NAME", help_heading = "M-FAC")]
+    pub outputs: Vec<String>,
+
+    #[command(flatten)]
+    pub reading: Reading,
+    #[command(flatten)]
+    pub running: Running,
+    /// What gradients and Fisher blocks may take in memory, such as 512MiB or 4GiB.
+    #[arg(long, default_value = "4GiB", value_name = "SIZE", help_heading = "Running")]
+    pub memory_limit: String,
+}
+
+/// Accuracy and cross-entropy of a model on labelled samples.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  hone eval examples/fashion/model.onnx --data examples/fashion/test.npz"
+)]
+pub struct Eval {
+    /// The model.
+    pub model: PathBuf,
+    /// Samples with labels.
+    #[arg(long, value_name = "SAMPLES")]
+    pub data: PathBuf,
+    /// The output to judge; the first float one by default.
+    #[arg(long = "output-name", value_name = "NAME")]
+    pub output: Option<String>,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub reading: Reading,
+    #[command(flatten)]
+    pub running: Running,
+}
+
+/// What a model consists of, what can be pruned, and which operators have gradient rules.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hone inspect examples/fashion/model.onnx")]
+pub struct Inspect {
+    /// The model.
+    pub model: PathBuf,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Write the backward graph of a model: a vector-Jacobian product as an ONNX model.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hone gradient examples/fashion/model.onnx \
+    --samples examples/fashion/calibration.npz --output backward.onnx\n\n\
+    The graph takes the model's inputs and a cotangent for each differentiated output, and returns the \
+    outputs and\nthe gradients of the chosen values. The metadata `hone.seeds` and `hone.gradients` name them.")]
+pub struct Gradient {
+    /// The model.
+    pub model: PathBuf,
+    /// Samples whose first rows fix the shapes.
+    #[arg(long, value_name = "SAMPLES")]
+    pub samples: PathBuf,
+    /// Where to write the backward graph.
+    #[arg(short, long, value_name = "MODEL")]
+    pub output: PathBuf,
+    /// Values whose gradients are wanted: inputs, initializers or inner values; all prunable
+    /// tensors by default. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub wrt: Vec<String>,
+    /// Outputs to differentiate; all float ones by default. May be repeated.
+    #[arg(long = "of", value_name = "NAME")]
+    pub of: Vec<String>,
+    /// Samples per run.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub batch: u32,
+    #[command(flatten)]
+    pub reading: Reading,
+}
+
+impl Reading {
+    /// The same as options of the library.
+    pub fn options(&self) -> Result<ReadOptions> {
+        let numbers = |text: &Option<String>| text.as_deref().map(parse_scale).transpose();
+        Ok(ReadOptions {
+            scale: numbers(&self.scale)?,
+            mean: numbers(&self.mean)?,
+            std: numbers(&self.std)?,
+            limit: self.limit,
+            ..ReadOptions::default()
+        })
+    }
+}
+
+impl Running {
+    /// The number of worker threads.
+    pub fn threads(&self) -> usize {
+        let all = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        self.threads.map_or_else(all, usize::from)
+    }
+}

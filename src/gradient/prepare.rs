@@ -1,0 +1,136 @@
+//! From a user's graph to one the backward pass can be built on: a fixed batch, every shape known,
+//! everything that does not depend on the samples folded to a constant.
+//!
+//! Shapes are not inferred but observed: the graph is run once on real samples with every value as
+//! an output. That needs no table of operators, is right for whatever ONNX Runtime can run, and
+//! yields the values of shape arithmetic with it, so that no gradient rule meets a dynamic shape.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::autodiff::{Fact, Facts};
+use crate::cancel::Cancel;
+use crate::error::{Context, Result};
+use crate::gradient::parameters;
+use crate::onnx::graph::outer_names;
+use crate::onnx::{Graph, Node, Value};
+use crate::runtime::{Session, SessionOptions};
+use crate::tensor::Tensor;
+
+/// A graph at a fixed batch with what is known of its values.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// The graph: its inputs have fixed shapes, its nodes depend on inputs or on weights.
+    pub graph: Graph,
+    /// Every value of the graph.
+    pub facts: Facts,
+}
+
+/// Fixes the shapes of `graph` to those of `batch` (one tensor per input) and folds constants.
+pub fn prepare(graph: &Graph, batch: &[(String, Tensor)], cancel: &Cancel) -> Result<Prepared> {
+    let mut graph = graph.clone();
+    for input in &mut graph.inputs {
+        if let Some((_, tensor)) = batch.iter().find(|(name, _)| *name == input.name) {
+            *input = Value::fixed(&input.name, tensor.element_type(), tensor.shape());
+        }
+    }
+    let mut observed = observe(&graph, batch, cancel)?;
+    let constant = constants(&graph, &observed.facts);
+    let protected: HashSet<String> = parameters::protected(&graph).into_iter().collect();
+    fold(&mut graph, &constant, &protected, &mut observed)?;
+    Ok(Prepared { graph, facts: observed.facts })
+}
+
+struct Observed {
+    facts: Facts,
+    /// Values of nodes that might fold: those that are small or need no sample.
+    values: crate::runtime::Outputs,
+}
+
+/// Runs the graph with every value as an output.
+fn observe(graph: &Graph, batch: &[(String, Tensor)], cancel: &Cancel) -> Result<Observed> {
+    let mut all = graph.clone();
+    let names: Vec<&String> =
+        graph.nodes.iter().flat_map(|n| &n.outputs).filter(|o| !o.is_empty()).collect();
+    all.outputs = names.iter().map(|&n| Value::named(n)).collect();
+    let options = SessionOptions { optimize: false, ..SessionOptions::default() };
+    let mut session = Session::of_graph(&all, &options)?;
+    let inputs = batch.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    let values =
+        session.run(inputs, cancel).context(|| "running the model on the first samples")?;
+    let mut facts = Facts::new();
+    for (name, tensor) in batch {
+        let (element, shape) = (tensor.element_type(), tensor.shape().to_vec());
+        facts.insert(name.clone(), Fact { element, shape, constant: None });
+    }
+    for (name, tensor) in &graph.initializers {
+        facts.insert(name.clone(), fact_of(tensor));
+    }
+    for name in names {
+        // Sequences, maps and strings have no fact; a gradient that needs one says so.
+        if let Some((element, shape)) = values.kind(name) {
+            facts.insert(name.clone(), Fact { element, shape, constant: None });
+        }
+    }
+    Ok(Observed { facts, values })
+}
+
+fn fact_of(tensor: &Arc<Tensor>) -> Fact {
+    Fact {
+        element: tensor.element_type(),
+        shape: tensor.shape().to_vec(),
+        constant: Some(tensor.clone()),
+    }
+}
+
+/// The values that are the same for every sample of this batch size.
+fn constants(graph: &Graph, facts: &Facts) -> HashSet<String> {
+    let mut constant: HashSet<String> = graph.initializers.keys().cloned().collect();
+    for node in &graph.nodes {
+        let of_shape = matches!(node.op.as_str(), "Shape" | "Size") && node.domain.is_empty();
+        let inputs = || node.inputs.iter().filter(|i| !i.is_empty());
+        let settled = inputs().all(|i| constant.contains(i))
+            && outer_names(node).iter().all(|n| constant.contains(n) || !facts.contains_key(n));
+        if !is_random(node) && (of_shape || settled) {
+            constant.extend(node.outputs.iter().filter(|o| !o.is_empty()).cloned());
+        }
+    }
+    constant
+}
+
+fn is_random(node: &Node) -> bool {
+    node.op.starts_with("Random") || matches!(node.op.as_str(), "Bernoulli" | "Multinomial")
+}
+
+/// Replaces the producers of constants by the values observed, except on the way from a prunable
+/// tensor to its products, and drops what is then unused.
+fn fold(
+    graph: &mut Graph,
+    constant: &HashSet<String>,
+    protected: &HashSet<String>,
+    observed: &mut Observed,
+) -> Result<()> {
+    let mut folded: HashMap<String, Arc<Tensor>> = HashMap::new();
+    let outputs: HashSet<String> = graph.outputs.iter().map(|o| o.name.clone()).collect();
+    for node in &graph.nodes {
+        let named: Vec<&String> = node.outputs.iter().filter(|o| !o.is_empty()).collect();
+        let stays = named.iter().any(|&o| {
+            !constant.contains(o)
+                || protected.contains(o)
+                || outputs.contains(o)
+                || !observed.facts.contains_key(o)
+        });
+        if !stays {
+            for name in named {
+                folded.insert(name.clone(), Arc::new(observed.values.tensor(name)?));
+            }
+        }
+    }
+    graph.nodes.retain(|n| !n.outputs.iter().any(|o| folded.contains_key(o)));
+    for (name, tensor) in folded {
+        observed.facts.insert(name.clone(), fact_of(&tensor));
+        graph.initializers.insert(name, tensor);
+    }
+    graph.remove_unused();
+    Ok(())
+}

@@ -1,0 +1,491 @@
+//! The weight gradient of one sample, for every product that can have a prunable weight.
+//!
+//! The backward graph hands out a product's input x and the cotangent g of its output; here they
+//! become dL/dW for one sample at a time: for a linear layer Σ_t g_t x_tᵀ over the positions t,
+//! for a convolution the same over output positions, with x_t the patch under the kernel (im2col,
+//! a tile of positions at a time so that it stays in cache). Gradients come out in *row order*:
+//! one row per output, inputs in the order of the weight's axes.
+
+use faer::linalg::matmul::matmul;
+use faer::mat::{MatMut, MatRef};
+use faer::{Accum, Par};
+
+use crate::autodiff::Facts;
+use crate::onnx::{Graph, Node};
+
+/// A product with a weight.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Product {
+    /// `Gemm` or `MatMul`.
+    Linear(Linear),
+    /// `Conv`, with 1 to 3 spatial axes.
+    Conv(Window),
+    /// `ConvTranspose`: the window slides over the output, so x and g change places.
+    ConvTranspose(Window),
+}
+
+/// A matrix product: y_n = scale Σ_k W_nk x_k at every position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    outputs: usize,
+    inputs: usize,
+    /// Matrices in a batched product, and positions (rows) in each.
+    lead: usize,
+    positions: usize,
+    /// Distance in memory between consecutive positions, and between consecutive inputs.
+    x_strides: (usize, usize),
+    /// Distance in memory between consecutive positions, and between consecutive outputs.
+    g_strides: (usize, usize),
+    /// Whether the weight is stored input by input ([K, N]).
+    transposed: bool,
+    scale: f32,
+}
+
+/// A sliding window: at output position l, tap t reads the input at l·stride + t·dilation − pad.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Window {
+    groups: usize,
+    /// Channels of one group, on the side the window slides over and on the other.
+    inner: usize,
+    outer: usize,
+    kernel: Vec<usize>,
+    stride: Vec<usize>,
+    dilation: Vec<usize>,
+    pad: Vec<isize>,
+    /// Spatial lengths, on the side the window slides over and on the other.
+    inner_size: Vec<usize>,
+    outer_size: Vec<usize>,
+}
+
+/// Buffers of one thread.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    columns: Vec<f32>,
+}
+
+/// Bytes of one im2col tile: half of a usual second-level cache.
+const TILE_BYTES: usize = 128 << 10;
+
+impl Product {
+    /// Whether input `input` of `node` is where a product takes its weight from.
+    pub fn is_weight_slot(node: &Node, input: usize, graph: &Graph) -> bool {
+        let is_product = match node.op.as_str() {
+            "Conv" | "ConvTranspose" => input == 1,
+            "Gemm" | "MatMul" => input < 2,
+            _ => false,
+        };
+        let data = || node.input(Product::data_input(input));
+        is_product
+            && node.domain.is_empty()
+            && data().is_some_and(|x| !graph.initializers.contains_key(x))
+    }
+
+    /// The product that `node` computes with input `input` as its weight; `None` when the shapes
+    /// are not those of one weight matrix or kernel.
+    pub fn of(node: &Node, input: usize, facts: &Facts) -> Option<Product> {
+        match node.op.as_str() {
+            "Gemm" => gemm(node, input, facts),
+            "MatMul" => matrix_product(node, input, facts),
+            _ => window(node, facts),
+        }
+    }
+
+    /// The node's input that the weight is multiplied with.
+    pub fn data_input(weight_input: usize) -> usize {
+        1 - weight_input
+    }
+
+    /// Weights of one output.
+    pub fn row(&self) -> usize {
+        match self {
+            Product::Linear(p) => p.inputs,
+            Product::Conv(w) => w.inner * w.taps(),
+            Product::ConvTranspose(w) => w.outer * w.taps(),
+        }
+    }
+
+    /// Input channels of one output.
+    pub fn channels(&self) -> usize {
+        match self {
+            Product::Linear(p) => p.inputs,
+            Product::Conv(w) => w.inner,
+            Product::ConvTranspose(w) => w.outer,
+        }
+    }
+
+    /// For each weight in row order, its index in the node's weight input.
+    pub fn natural(&self) -> Vec<u32> {
+        match self {
+            Product::Linear(p) if p.transposed => {
+                let row = |n| (0..p.inputs).map(move |k| (k * p.outputs + n) as u32);
+                (0..p.outputs).flat_map(row).collect()
+            }
+            Product::Linear(p) => (0..(p.inputs * p.outputs) as u32).collect(),
+            Product::Conv(w) => (0..(w.groups * w.outer * self.row()) as u32).collect(),
+            // Stored [inputs, outputs of a group, taps].
+            Product::ConvTranspose(w) => {
+                let (taps, ins, outs) = (w.taps(), w.outer, w.inner);
+                let at = |g, o, i, t| (((g * ins + i) * outs + o) * taps + t) as u32;
+                let mut order = Vec::new();
+                for (g, o) in (0..w.groups).flat_map(|g| (0..outs).map(move |o| (g, o))) {
+                    order.extend((0..ins).flat_map(|i| (0..taps).map(move |t| at(g, o, i, t))));
+                }
+                order
+            }
+        }
+    }
+
+    /// Whether a batch of this many samples splits the product's positions evenly.
+    pub fn splits(&self, batch: usize) -> bool {
+        match self {
+            Product::Linear(p) if p.lead > 1 => p.lead.is_multiple_of(batch),
+            Product::Linear(p) => p.positions.is_multiple_of(batch),
+            _ => true,
+        }
+    }
+
+    /// The elements of the cotangent that belong to one sample: whether element `i` does.
+    pub fn belongs(&self, i: usize, len: usize, sample: usize, batch: usize) -> bool {
+        match self {
+            Product::Linear(p) if p.lead == 1 => {
+                let position = i / p.g_strides.0 % p.positions;
+                position * batch / p.positions == sample
+            }
+            _ => i * batch / len == sample,
+        }
+    }
+
+    /// Adds dL/dW of sample `sample` of `batch` to `out`, in row order. `x` and `g` are the
+    /// product's data input and the cotangent of its output, for the whole batch.
+    pub fn add_gradient(
+        &self,
+        x: &[f32],
+        g: &[f32],
+        sample: usize,
+        batch: usize,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let part = |v: &'_ [f32]| v.len() / batch * sample..v.len() / batch * (sample + 1);
+        match self {
+            Product::Linear(p) => p.add_gradient(x, g, sample, batch, out),
+            Product::Conv(w) => w.add_gradient(&x[part(x)], &g[part(g)], out, scratch),
+            Product::ConvTranspose(w) => w.add_transposed(&x[part(x)], &g[part(g)], out, scratch),
+        }
+    }
+}
+
+impl Linear {
+    fn add_gradient(&self, x: &[f32], g: &[f32], sample: usize, batch: usize, out: &mut [f32]) {
+        let (matrices, positions) = match self.lead {
+            1 => (0..1, self.positions / batch),
+            lead => (lead / batch * sample..lead / batch * (sample + 1), self.positions),
+        };
+        let first = if self.lead == 1 { positions * sample } else { 0 };
+        for q in matrices {
+            let x = &x[q * self.positions * self.inputs + first * self.x_strides.0..];
+            let g = &g[q * self.positions * self.outputs + first * self.g_strides.0..];
+            if positions == 1 {
+                self.add_outer_product(x, g, out);
+                continue;
+            }
+            // W (outputs × inputs) += scale · gᵀ (outputs × positions) · x (positions × inputs)
+            let g = strided(g, (self.outputs, positions), (self.g_strides.1, self.g_strides.0));
+            let x = strided(x, (positions, self.inputs), self.x_strides);
+            let out = MatMut::from_row_major_slice_mut(out, self.outputs, self.inputs);
+            matmul(out, Accum::Add, g, x, self.scale, Par::Seq);
+        }
+    }
+
+    fn add_outer_product(&self, x: &[f32], g: &[f32], out: &mut [f32]) {
+        for (n, row) in out.chunks_mut(self.inputs).enumerate() {
+            let g = g[n * self.g_strides.1] * self.scale;
+            for (k, w) in row.iter_mut().enumerate() {
+                *w += g * x[k * self.x_strides.1];
+            }
+        }
+    }
+}
+
+impl Window {
+    fn taps(&self) -> usize {
+        self.kernel.iter().product()
+    }
+
+    /// `x`: [groups · inner, inner_size], `g`: [groups · outer, outer_size].
+    fn add_gradient(&self, x: &[f32], g: &[f32], out: &mut [f32], scratch: &mut Scratch) {
+        let row = self.inner * self.taps();
+        self.for_tiles(x, scratch, |group, columns, from, width| {
+            let g = self.tile_of_outer(g, group, from, width);
+            let out = &mut out[group * self.outer * row..(group + 1) * self.outer * row];
+            let out = MatMut::from_row_major_slice_mut(out, self.outer, row);
+            matmul(out, Accum::Add, g, columns.transpose(), 1.0, Par::Seq);
+        });
+    }
+
+    /// `x`: [groups · outer, outer_size], `g`: [groups · inner, inner_size]: row order is
+    /// [inner, outer, taps] while the product is [outer, inner · taps].
+    fn add_transposed(&self, x: &[f32], g: &[f32], out: &mut [f32], scratch: &mut Scratch) {
+        let (taps, row) = (self.taps(), self.outer * self.taps());
+        self.for_tiles(g, scratch, |group, columns, from, width| {
+            let x = self.tile_of_outer(x, group, from, width);
+            for o in 0..self.inner {
+                let start = (group * self.inner + o) * row;
+                let out = &mut out[start..start + row];
+                let out = MatMut::from_row_major_slice_mut(out, self.outer, taps);
+                let columns = columns.subrows(o * taps, taps);
+                matmul(out, Accum::Add, x, columns.transpose(), 1.0, Par::Seq);
+            }
+        });
+    }
+
+    fn tile_of_outer<'a>(
+        &self,
+        v: &'a [f32],
+        group: usize,
+        from: usize,
+        width: usize,
+    ) -> MatRef<'a, f32> {
+        let positions: usize = self.outer_size.iter().product();
+        let v = &v[group * self.outer * positions + from..];
+        strided(v, (self.outer, width), (positions, 1))
+    }
+
+    /// Calls `each(group, columns, from, width)` with the im2col matrix ([inner · taps, width]) of
+    /// `width` consecutive positions, for all positions of all groups.
+    fn for_tiles(
+        &self,
+        inner: &[f32],
+        scratch: &mut Scratch,
+        mut each: impl FnMut(usize, MatRef<'_, f32>, usize, usize),
+    ) {
+        let rows = self.inner * self.taps();
+        // A tile is a whole number of lines (runs along the last axis).
+        let line = *self.outer_size.last().expect("at least one spatial axis");
+        let lines: usize = self.outer_size[..self.outer_size.len() - 1].iter().product();
+        let per_tile = (TILE_BYTES / 4 / (rows * line)).clamp(1, lines.max(1));
+        for group in 0..self.groups {
+            for first in (0..lines).step_by(per_tile) {
+                let count = per_tile.min(lines - first);
+                let width = count * line;
+                scratch.columns.resize(rows * width, 0.0);
+                self.fill_columns(inner, group, first, count, &mut scratch.columns);
+                let columns = MatRef::from_row_major_slice(&scratch.columns, rows, width);
+                each(group, columns, first * line, width);
+            }
+        }
+    }
+
+    fn fill_columns(
+        &self,
+        inner: &[f32],
+        group: usize,
+        first: usize,
+        count: usize,
+        columns: &mut [f32],
+    ) {
+        let (axes, taps) = (self.kernel.len(), self.taps());
+        let (last, line) = (axes - 1, self.outer_size[axes - 1]);
+        let size: usize = self.inner_size.iter().product();
+        let width = count * line;
+        for (r, out) in columns.chunks_mut(width).enumerate() {
+            let (channel, tap) = (r / taps, r % taps);
+            let plane = &inner[(group * self.inner + channel) * size..][..size];
+            let offset = tap % self.kernel[last];
+            for (l, out) in out.chunks_mut(line).enumerate() {
+                match self.line_start(first + l, tap / self.kernel[last]) {
+                    None => out.fill(0.0),
+                    Some(start) => {
+                        let source = &plane[start..start + self.inner_size[last]];
+                        let shift = (offset * self.dilation[last]) as isize - self.pad[last];
+                        copy_line(source, shift, self.stride[last], out);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where the input line starts that output line `line` reads through the tap with the leading
+    /// coordinates `tap`; `None` in the padding.
+    fn line_start(&self, mut line: usize, mut tap: usize) -> Option<usize> {
+        let last = self.kernel.len() - 1;
+        let (mut start, mut pitch) = (0, self.inner_size[last]);
+        for axis in (0..last).rev() {
+            let at = line % self.outer_size[axis] * self.stride[axis]
+                + tap % self.kernel[axis] * self.dilation[axis];
+            let at = usize::try_from(at as isize - self.pad[axis]).ok()?;
+            if at >= self.inner_size[axis] {
+                return None;
+            }
+            start += at * pitch;
+            pitch *= self.inner_size[axis];
+            line /= self.outer_size[axis];
+            tap /= self.kernel[axis];
+        }
+        Some(start)
+    }
+}
+
+/// out[i] = source[i·stride + shift], zero outside.
+fn copy_line(source: &[f32], shift: isize, stride: usize, out: &mut [f32]) {
+    // The first i with a source, and the first after it without.
+    let first = if shift < 0 { (-shift as usize).div_ceil(stride) } else { 0 };
+    let room = source.len() as isize - shift;
+    let end = if room > 0 { (room as usize).div_ceil(stride) } else { 0 }.min(out.len());
+    let first = first.min(end);
+    out[..first].fill(0.0);
+    out[end..].fill(0.0);
+    let from = (first * stride) as isize + shift;
+    if first == end {
+        return;
+    }
+    let source = &source[from as usize..];
+    if stride == 1 {
+        out[first..end].copy_from_slice(&source[..end - first]);
+    } else {
+        out[first..end].iter_mut().zip(source.iter().step_by(stride)).for_each(|(o, s)| *o = *s);
+    }
+}
+
+/// A matrix over a slice with any strides.
+fn strided(
+    v: &[f32],
+    (rows, columns): (usize, usize),
+    (row, column): (usize, usize),
+) -> MatRef<'_, f32> {
+    // Whichever axis is dense decides how the library sees the slice.
+    if column == 1 {
+        MatRef::from_row_major_slice_with_stride(
+            &v[..(rows - 1) * row + columns],
+            rows,
+            columns,
+            row,
+        )
+    } else {
+        debug_assert_eq!(row, 1, "one axis of every operand is dense");
+        MatRef::from_column_major_slice_with_stride(
+            &v[..(columns - 1) * column + rows],
+            rows,
+            columns,
+            column,
+        )
+    }
+}
+
+fn gemm(node: &Node, weight: usize, facts: &Facts) -> Option<Product> {
+    let shape = &facts.get(node.input(weight)?)?.shape;
+    let flags = [node.int("transA") == Some(1), node.int("transB") == Some(1)];
+    let data = Product::data_input(weight);
+    let [rows, columns] = facts.get(node.input(data)?)?.shape[..] else { return None };
+    let scale = node.float("alpha").unwrap_or(1.0);
+    linear_2d(shape, weight, flags[weight], (rows, columns), flags[data], scale)
+}
+
+fn matrix_product(node: &Node, weight: usize, facts: &Facts) -> Option<Product> {
+    let shape = &facts.get(node.input(weight)?)?.shape;
+    let x = &facts.get(node.input(Product::data_input(weight))?)?.shape;
+    // A weight with batch axes of its own is many weights; only one counts.
+    let (axes, lead) = (shape.len(), shape.len().saturating_sub(2));
+    if axes < 2 || x.len() < 2 || shape[..lead].iter().any(|&d| d != 1) {
+        return None;
+    }
+    let (shape, (x_lead, x_last)) = (&shape[lead..], x.split_at(x.len() - 2));
+    let matrices: usize = x_lead.iter().product();
+    if weight == 1 || matrices == 1 {
+        let rows = if weight == 1 { matrices * x_last[0] } else { x_last[0] };
+        return linear_2d(shape, weight, false, (rows, x_last[1]), false, 1.0);
+    }
+    let positions = x_last[1];
+    Some(Product::Linear(Linear {
+        outputs: shape[0],
+        inputs: shape[1],
+        lead: matrices,
+        positions,
+        x_strides: (1, positions),
+        g_strides: (1, positions),
+        transposed: false,
+        scale: 1.0,
+    }))
+}
+
+/// `shape`: the weight; `x`: the other operand, both before their transposition flags.
+fn linear_2d(
+    shape: &[usize],
+    weight: usize,
+    weight_flag: bool,
+    (rows, columns): (usize, usize),
+    data_flag: bool,
+    scale: f32,
+) -> Option<Product> {
+    let &[a, b] = shape else { return None };
+    // On the right (x·W) the weight is [K, N] unless flagged, on the left (W·x) it is [N, K].
+    let transposed = (weight == 1) != weight_flag;
+    let (outputs, inputs) = if transposed { (b, a) } else { (a, b) };
+    // x has positions along its rows on the left of the product, along its columns on the right.
+    let by_rows = (weight == 1) != data_flag;
+    let positions = if by_rows { rows } else { columns };
+    let x_strides = if by_rows { (columns, 1) } else { (1, columns) };
+    let g_strides = if weight == 1 { (outputs, 1) } else { (1, positions) };
+    (outputs > 0 && inputs > 0 && positions > 0).then_some(Product::Linear(Linear {
+        outputs,
+        inputs,
+        lead: 1,
+        positions,
+        x_strides,
+        g_strides,
+        transposed,
+        scale,
+    }))
+}
+
+fn window(node: &Node, facts: &Facts) -> Option<Product> {
+    let weight = &facts.get(node.input(1)?)?.shape;
+    let x = &facts.get(node.input(0)?)?.shape;
+    let y = &facts.get(node.output(0)?)?.shape;
+    let axes = weight.len().checked_sub(2)?;
+    if !(1..=3).contains(&axes) || x.len() != axes + 2 || y.len() != axes + 2 {
+        return None;
+    }
+    let ints = |name: &str| -> Option<Vec<usize>> {
+        let values =
+            node.ints(name).map_or(vec![1; axes], |v| v.iter().map(|&i| i as usize).collect());
+        (values.len() == axes && values.iter().all(|&v| v > 0)).then_some(values)
+    };
+    let transposed = node.op == "ConvTranspose";
+    let groups = usize::try_from(node.int("group").unwrap_or(1)).ok().filter(|&g| g > 0)?;
+    let (stride, dilation, kernel) = (ints("strides")?, ints("dilations")?, weight[2..].to_vec());
+    let (inner_size, outer_size) = if transposed { (&y[2..], &x[2..]) } else { (&x[2..], &y[2..]) };
+    let pad = (0..axes)
+        .map(|i| {
+            let span = (kernel[i] - 1) * dilation[i] + 1;
+            let extra = node.ints("output_padding").and_then(|p| p.get(i)).copied().unwrap_or(0);
+            let reach = ((outer_size[i] - 1) * stride[i] + span) as isize + extra as isize;
+            let total = reach - inner_size[i] as isize;
+            match node.string("auto_pad").unwrap_or("NOTSET") {
+                // A transposed convolution may be given its output's shape instead of pads.
+                "NOTSET" if transposed && node.ints("output_shape").is_some() => {
+                    total - total.div_euclid(2)
+                }
+                "NOTSET" => node.ints("pads").map_or(0, |p| p[i] as isize),
+                "SAME_UPPER" => total.max(0) / 2,
+                "SAME_LOWER" => total.max(0) - total.max(0) / 2,
+                _ => 0,
+            }
+        })
+        .collect();
+    if inner_size.iter().chain(outer_size).chain(&kernel).any(|&d| d == 0) {
+        return None;
+    }
+    let window = Window {
+        groups,
+        inner: weight[1],
+        outer: weight[0] / groups,
+        kernel,
+        stride,
+        dilation,
+        pad,
+        inner_size: inner_size.to_vec(),
+        outer_size: outer_size.to_vec(),
+    };
+    Some(if transposed { Product::ConvTranspose(window) } else { Product::Conv(window) })
+}

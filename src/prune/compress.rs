@@ -1,0 +1,421 @@
+//! Pruning a model, from its graph and calibration samples to new weights.
+//!
+//! Each stage collects gradients of the model as it is then, builds the Fisher from them and takes
+//! one pruning step; the schedule of sparsities is geometric in the density. Nothing here touches
+//! files: see [`super::run`] for that.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::calibration::Samples;
+use crate::cancel::Cancel;
+use crate::error::{Result, bail, error};
+use crate::evaluate;
+use crate::gradient::collect::{Collector, Plan};
+use crate::gradient::parameters::{self, Parameter, RowOrder, Skipped};
+use crate::gradient::prepare::{Prepared, prepare};
+use crate::gradient::seed::{Fisher, Seeding};
+use crate::mfac::BlockFisher;
+use crate::onnx::Graph;
+use crate::prune::{
+    Damping, Layer, Pattern, Scope, Selection, Step, StepPlan, Update, Workers, magnitude,
+    plan_blocks, schedule, step,
+};
+use crate::runtime::Device;
+use crate::tensor::Tensor;
+
+/// How weights are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// By second-order saliency: M-FAC.
+    MFac,
+    /// By absolute value, as a baseline.
+    Magnitude,
+}
+
+/// What to do to a model.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The fraction of prunable weights that become zero, 0 to below 1.
+    pub sparsity: f64,
+    /// How weights are chosen.
+    pub method: Method,
+    /// Which weights may go together.
+    pub pattern: Pattern,
+    /// How far one threshold reaches.
+    pub scope: Scope,
+    /// How the survivors make up for the removed.
+    pub update: Update,
+    /// How blocks order their weights.
+    pub selection: Selection,
+    /// Weights per Fisher block; `usize::MAX` for whole layers.
+    pub block: usize,
+    /// The damping of the Fisher.
+    pub damping: Damping,
+    /// How often gradients are collected anew on the way to the sparsity.
+    pub stages: usize,
+    /// Gradients per stage.
+    pub gradients: usize,
+    /// Samples averaged into a gradient.
+    pub fisher_batch: usize,
+    /// Which gradients.
+    pub fisher: Fisher,
+    /// Outputs to differentiate; all float ones if empty.
+    pub outputs: Vec<String>,
+    /// Names of tensors to leave alone; `*` stands for any characters.
+    pub skip: Vec<String>,
+    /// Seeds the choice of samples and the random cotangents.
+    pub seed: u64,
+    /// Worker threads.
+    pub threads: usize,
+    /// Where graphs run.
+    pub device: Device,
+    /// What gradients and Fisher blocks may take together, in bytes.
+    pub memory_limit_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            sparsity: 0.0,
+            method: Method::MFac,
+            pattern: Pattern::Unstructured,
+            scope: Scope::Global,
+            update: Update::Joint,
+            selection: Selection::Greedy,
+            block: 128,
+            damping: Damping::Relative(0.1),
+            stages: 4,
+            gradients: 1024,
+            fisher_batch: 1,
+            fisher: Fisher::Outputs,
+            outputs: Vec::new(),
+            skip: Vec::new(),
+            seed: 0,
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            device: Device::Cpu,
+            memory_limit_bytes: 4 << 30,
+        }
+    }
+}
+
+/// Where the work is, for a progress bar.
+pub trait Progress: Sync {
+    /// A phase begins that consists of `total` units.
+    fn begin(&self, phase: &str, total: u64);
+    /// `done` units of the phase are over.
+    fn advance(&self, done: u64);
+}
+
+impl Progress for () {
+    fn begin(&self, _: &str, _: u64) {}
+    fn advance(&self, _: u64) {}
+}
+
+/// A pruned model and what happened on the way.
+#[derive(Debug)]
+pub struct Pruned {
+    /// New values of the pruned tensors, of the type and shape they have in the model.
+    pub tensors: Vec<(String, Tensor)>,
+    /// Figures per pruned tensor, of the last stage.
+    pub layers: Vec<super::LayerStep>,
+    /// Tensors that were left alone, and why.
+    pub skipped: Vec<Skipped>,
+    /// Predicted loss of each stage, ½ δᵀFδ.
+    pub predicted_loss: Vec<f64>,
+    /// The value whose seeds the Fisher was made from.
+    pub seeded: Vec<String>,
+    /// Samples per run of the backward graph.
+    pub batch: usize,
+    /// Seconds for collecting gradients, for accumulating the Fisher, and for pruning.
+    pub gradient_s: f64,
+    /// Seconds spent on Fisher blocks.
+    pub fisher_s: f64,
+    /// Seconds spent on choosing weights and moving the others.
+    pub prune_s: f64,
+}
+
+/// Prunes `model` by `options`; `graph` is its working graph (see [`crate::onnx::import`]).
+pub fn compress(
+    graph: &Graph,
+    samples: &Samples,
+    options: &Options,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Pruned> {
+    let (mut prepared, batch, seeding) = fix_batch(graph, samples, options, cancel)?;
+    let (parameters, skipped) = choose(&prepared, options)?;
+    let layers: Vec<Layer> = parameters
+        .iter()
+        .map(|p| Layer { name: p.name.clone(), range: p.range.clone(), row: p.row })
+        .collect();
+    let mut weights = read(&prepared, &parameters);
+    let mut alive = vec![true; weights.len()];
+    let mut result = Pruned {
+        tensors: Vec::new(),
+        layers: Vec::new(),
+        skipped,
+        predicted_loss: Vec::new(),
+        seeded: seeding.values(),
+        batch,
+        gradient_s: 0.0,
+        fisher_s: 0.0,
+        prune_s: 0.0,
+    };
+    if options.method == Method::Magnitude {
+        let alive =
+            magnitude(&weights, &alive, &layers, options.pattern, options.scope, options.sparsity)?;
+        weights.iter_mut().zip(&alive).filter(|(_, alive)| !**alive).for_each(|(w, _)| *w = 0.0);
+        result.layers = layers.iter().map(|l| super::LayerStep::untouched(l, &alive)).collect();
+    } else {
+        let stages = schedule(0.0, options.sparsity, options.stages);
+        for (number, &sparsity) in stages.iter().enumerate() {
+            let stage = Stage { number, of: stages.len(), options, batch, progress, cancel };
+            let collector_inputs = (&prepared, &parameters[..], samples, &seeding);
+            let fisher = stage.fisher(collector_inputs, &layers, &mut result)?;
+            let start = Instant::now();
+            let taken = stage.step(&weights, &alive, &layers, &fisher, sparsity)?;
+            Step { weights, alive, .. } = taken;
+            result.predicted_loss.push(taken.predicted_loss);
+            result.layers = taken.layers;
+            store(&mut prepared, &parameters, &weights);
+            result.prune_s += start.elapsed().as_secs_f64();
+        }
+    }
+    store(&mut prepared, &parameters, &weights);
+    let tensor = |p: &Parameter| Tensor::clone(&prepared.graph.initializers[&p.name]);
+    result.tensors = parameters.iter().map(|p| (p.name.clone(), tensor(p))).collect();
+    Ok(result)
+}
+
+/// One stage of the schedule.
+struct Stage<'a> {
+    number: usize,
+    of: usize,
+    options: &'a Options,
+    batch: usize,
+    progress: &'a dyn Progress,
+    cancel: &'a Cancel,
+}
+
+type CollectorInputs<'a> = (&'a Prepared, &'a [Parameter], &'a Samples, &'a Seeding);
+
+impl Stage<'_> {
+    fn name(&self, phase: &str) -> String {
+        if self.of == 1 { phase.into() } else { format!("{phase} {}/{}", self.number + 1, self.of) }
+    }
+
+    /// Collects gradients of the model as it is and sums them into Fisher blocks.
+    fn fisher(
+        &self,
+        (prepared, parameters, samples, seeding): CollectorInputs<'_>,
+        layers: &[Layer],
+        result: &mut Pruned,
+    ) -> Result<BlockFisher> {
+        let options = self.options;
+        let plan = Plan {
+            gradients: options.gradients,
+            fisher_batch: options.fisher_batch,
+            // Each stage draws other samples in another order.
+            seed: options.seed.wrapping_add(self.number as u64),
+            threads: options.threads,
+            device: options.device,
+            panel_bytes: options.memory_limit_bytes / 4,
+        };
+        let collector = Collector::new(prepared, parameters, samples, seeding, &plan, self.batch);
+        self.progress.begin(&self.name("gradients"), options.gradients as u64);
+        let blocks = plan_blocks(layers, options.block, options.pattern);
+        let width = layers.last().map_or(0, |l| l.range.end);
+        let mut fisher = BlockFisher::new(blocks)?;
+        let (start, mut fisher_s, mut done) = (Instant::now(), 0.0, 0);
+        collector.collect(0..width, self.cancel, |panel| {
+            let start = Instant::now();
+            fisher.add(panel.rows, panel.count, width, 0, width, options.threads);
+            fisher_s += start.elapsed().as_secs_f64();
+            done += panel.count as u64;
+            self.progress.advance(done);
+            Ok(())
+        })?;
+        fisher.set_gradients(options.gradients);
+        result.fisher_s += fisher_s;
+        result.gradient_s += start.elapsed().as_secs_f64() - fisher_s;
+        Ok(fisher)
+    }
+
+    fn step(
+        &self,
+        weights: &[f32],
+        alive: &[bool],
+        layers: &[Layer],
+        fisher: &BlockFisher,
+        sparsity: f64,
+    ) -> Result<Step> {
+        let plan = StepPlan {
+            pattern: self.options.pattern,
+            scope: self.options.scope,
+            sparsity,
+            update: self.options.update,
+            selection: self.options.selection,
+            damping: self.options.damping,
+        };
+        let visits = layers.len() as u64;
+        self.progress.begin(&self.name("pruning"), visits);
+        let progress = |done, of| self.progress.advance(visits * done as u64 / (of as u64).max(1));
+        let workers =
+            Workers { threads: self.options.threads, cancel: self.cancel, progress: &progress };
+        step(weights, alive, layers, fisher, &plan, workers)
+    }
+}
+
+/// Fixes the batch: what the model declares, else as many samples as stay in cache, else one where
+/// samples cannot be told apart in a batch.
+fn fix_batch(
+    graph: &Graph,
+    samples: &Samples,
+    options: &Options,
+    cancel: &Cancel,
+) -> Result<(Prepared, usize, Seeding)> {
+    let declared = evaluate::fixed_batch(graph);
+    let candidates = declared.map_or(vec![evaluate::BATCH, 1], |batch| vec![batch]);
+    let mut last = None;
+    for batch in candidates {
+        let rows: Vec<usize> = (0..batch).map(|i| i % samples.rows()).collect();
+        let prepared = match prepare(graph, &samples.batch(&rows), cancel) {
+            Ok(prepared) => prepared,
+            // Some exporters bake a batch of one into reshapes although the input declares any.
+            Err(e) if batch > 1 && declared.is_none() => {
+                last = Some(e);
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        let seeding =
+            Seeding::new(options.fisher, &options.outputs, &prepared.graph, &prepared.facts)?;
+        seeding.check(samples)?;
+        let (parameters, _) = choose(&prepared, options)?;
+        let plan = Plan {
+            gradients: batch,
+            fisher_batch: 1,
+            seed: options.seed,
+            threads: options.threads,
+            device: options.device,
+            panel_bytes: options.memory_limit_bytes / 4,
+        };
+        let collector = Collector::new(&prepared, &parameters, samples, &seeding, &plan, batch);
+        if options.method == Method::Magnitude || collector.samples_are_separable(cancel)? {
+            return Ok((prepared, batch, seeding));
+        }
+        if declared.is_some() {
+            bail!(
+                Unsupported,
+                "the model is fixed to batches of {batch} and mixes their samples, so gradients of \
+                 single samples do not exist; export it with a batch of 1 or a dynamic batch"
+            );
+        }
+    }
+    Err(last.unwrap_or_else(|| error!(Unsupported, "samples cannot be told apart in any batch")))
+}
+
+/// The tensors to prune, without those the user or the pattern excludes.
+fn choose(prepared: &Prepared, options: &Options) -> Result<(Vec<Parameter>, Vec<Skipped>)> {
+    let row_order = match options.pattern {
+        Pattern::Unstructured => RowOrder::Taps,
+        Pattern::NOfM { .. } => RowOrder::Channels,
+    };
+    let (mut chosen, mut skipped) =
+        parameters::discover(&prepared.graph, &prepared.facts, row_order);
+    for pattern in &options.skip {
+        if !chosen.iter().any(|p| matches(pattern, &p.name)) {
+            let names: Vec<&str> = chosen.iter().map(|p| p.name.as_str()).collect();
+            bail!(
+                Usage,
+                "--skip {pattern:?} names no prunable tensor; there are {}",
+                names.join(", ")
+            );
+        }
+    }
+    chosen.retain(|p| {
+        let reason = if options.skip.iter().any(|pattern| matches(pattern, &p.name)) {
+            "left out by --skip".to_string()
+        } else if let Pattern::NOfM { of, .. } = options.pattern
+            && !p.channels.is_multiple_of(of)
+        {
+            format!("its {} input channels are not a multiple of {of}", p.channels)
+        } else {
+            return true;
+        };
+        skipped.push(Skipped { name: p.name.clone(), shape: p.shape.clone(), reason });
+        false
+    });
+    if chosen.is_empty() {
+        bail!(Unsupported, "the model has no tensor to prune{}", because(&skipped));
+    }
+    let mut start = 0;
+    for p in &mut chosen {
+        p.range = start..start + p.range.len();
+        start = p.range.end;
+    }
+    Ok((chosen, skipped))
+}
+
+fn because(skipped: &[Skipped]) -> String {
+    let largest = skipped.iter().max_by_key(|s| s.shape.iter().product::<usize>());
+    largest.map_or(String::new(), |s| format!("; {:?}: {}", s.name, s.reason))
+}
+
+/// Whether `name` fits `pattern`, in which `*` stands for any characters.
+fn matches(pattern: &str, name: &str) -> bool {
+    let Some((head, tail)) = pattern.split_once('*') else { return pattern == name };
+    let Some(rest) = name.strip_prefix(head) else { return false };
+    (0..=rest.len()).filter(|&i| rest.is_char_boundary(i)).any(|i| matches(tail, &rest[i..]))
+}
+
+/// The weights in canonical order.
+fn read(prepared: &Prepared, parameters: &[Parameter]) -> Vec<f32> {
+    let mut weights = Vec::with_capacity(parameters.last().map_or(0, |p| p.range.end));
+    for p in parameters {
+        let stored = prepared.graph.initializers[&p.name].to_f32();
+        match &p.order {
+            None => weights.extend(stored),
+            Some(order) => weights.extend(order.iter().map(|&i| stored[i as usize])),
+        }
+    }
+    weights
+}
+
+/// Puts weights in canonical order back into the graph.
+fn store(prepared: &mut Prepared, parameters: &[Parameter], weights: &[f32]) {
+    for p in parameters {
+        let new = &weights[p.range.clone()];
+        let mut stored = new.to_vec();
+        if let Some(order) = &p.order {
+            order.iter().zip(new).for_each(|(&i, &w)| stored[i as usize] = w);
+        }
+        let tensor = Arc::new(Tensor::f32(p.shape.clone(), stored));
+        if let Some(fact) = prepared.facts.get_mut(&p.name) {
+            fact.constant = Some(tensor.clone());
+        }
+        prepared.graph.initializers.insert(p.name.clone(), tensor);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_match_patterns() {
+        for (pattern, name, fits) in [
+            ("a", "a", true),
+            ("a", "ab", false),
+            ("a*", "ab", true),
+            ("*.weight", "fc.weight", true),
+            ("*.weight", "fc.weights", false),
+            ("layer*conv*", "layer1.conv2", true),
+            ("*", "", true),
+            ("*é", "aé", true),
+        ] {
+            assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! A pruning run over files: a model and samples in, a pruned model and a report out.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::calibration::{Labels, ReadOptions, Samples};
+use crate::cancel::Cancel;
+use crate::error::{Context, Result, bail, error};
+use crate::evaluate::{self, RunOptions};
+use crate::gradient::seed::Fisher;
+use crate::onnx::{Graph, Model, import};
+use crate::prune::report::{
+    self, Cost, Divergence, Evaluation, Files, Latency, LayerRow, Phase, Quality, Report, SCHEMA,
+    Size, Skipped, Total,
+};
+use crate::prune::{
+    Damping, Method, Options, Progress, Pruned, Scope, Selection, Update, compress,
+};
+use crate::sys;
+use crate::tensor::{Data, ElementType, Tensor};
+
+/// Files and options of a run.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The model to prune.
+    pub model: PathBuf,
+    /// Samples to take gradients of.
+    pub calibration: PathBuf,
+    /// Samples to compare dense and pruned on.
+    pub evaluation: Option<PathBuf>,
+    /// Where the pruned model goes.
+    pub output: PathBuf,
+    /// How to read the samples.
+    pub reading: ReadOptions,
+    /// What to do.
+    pub options: Options,
+}
+
+impl Job {
+    /// Runs it. The output appears whole or not at all, and never replaces the model it came from.
+    pub fn run(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
+        let mut phases = Phases::start();
+        self.check_output()?;
+        let mut model = Model::load(&self.model)?;
+        let in_model = || self.model.display().to_string();
+        let graph = import(&model).context(in_model)?;
+        let calibration = Samples::read(&self.calibration, &graph.inputs, &self.reading)?;
+        let evaluation = self
+            .evaluation
+            .as_deref()
+            .map(|path| Samples::read(path, &graph.inputs, &self.reading))
+            .transpose()?;
+        phases.mark("read");
+        let pruned =
+            compress(&graph, &calibration, &self.options, progress, cancel).context(in_model)?;
+        let mut pruned_graph = graph.clone();
+        for (name, tensor) in &pruned.tensors {
+            let stored = as_stored(tensor, graph.initializers[name].element_type())?;
+            pruned_graph.initializers.insert(name.clone(), Arc::new(stored.clone()));
+            model.replace_tensor(name, &stored).context(in_model)?;
+        }
+        phases.mark("prepare and prune");
+        progress.begin("checking", 3);
+        let models = Models { dense: &graph, pruned: &pruned_graph };
+        let evaluated =
+            evaluation.as_ref().map(|e| self.evaluate(&models, e, cancel)).transpose()?;
+        progress.advance(1);
+        let measured_loss = self.measured_loss(&models, &calibration, &pruned, cancel)?;
+        phases.mark("evaluate");
+        let latency = self.latency(&models, &calibration, cancel)?;
+        phases.mark("latency");
+        progress.advance(2);
+        let forward_s = self.forward_s(&graph, &calibration, cancel)?;
+        phases.mark("forward passes alone");
+        cancel.check()?;
+        model.save(&self.output)?;
+        let size = self.size()?;
+        phases.mark("write");
+        let layers = layers(&pruned, self.options.method);
+        Ok(Report {
+            schema: SCHEMA.into(),
+            hone_version: env!("CARGO_PKG_VERSION").into(),
+            files: self.files(),
+            options: settings(&self.options),
+            total: self.total(&layers, &pruned, measured_loss),
+            layers,
+            skipped: skipped(&pruned),
+            evaluation: evaluated,
+            size,
+            latency: Some(latency),
+            cost: self.cost(&pruned, forward_s, phases.start.elapsed().as_secs_f64()),
+            phases: phases.finish(&pruned),
+        })
+    }
+
+    /// What can be known before hours of work: the output is not the model, its folder exists.
+    fn check_output(&self) -> Result<()> {
+        let output = &self.output;
+        let folder = match output.parent() {
+            Some(p) if p.as_os_str().is_empty() => Path::new("."),
+            Some(p) => p,
+            None => bail!(Usage, "--output {} is not a file name", output.display()),
+        };
+        if !folder.is_dir() {
+            bail!(Io, "{}: the folder does not exist; create it first", folder.display());
+        }
+        if output.is_dir() {
+            bail!(Usage, "--output {} is a folder; name a file in it", output.display());
+        }
+        let same = fs::canonicalize(output).ok().zip(fs::canonicalize(&self.model).ok());
+        if same.is_some_and(|(a, b)| a == b) {
+            bail!(Usage, "--output is the model itself; write to another file");
+        }
+        Ok(())
+    }
+
+    fn run_options(&self) -> RunOptions {
+        RunOptions { device: self.options.device, threads: self.options.threads }
+    }
+
+    fn main_output(&self, graph: &Graph) -> Result<String> {
+        self.options.outputs.first().cloned().map_or_else(|| evaluate::main_output(graph), Ok)
+    }
+
+    fn evaluate(
+        &self,
+        models: &Models<'_>,
+        samples: &Samples,
+        cancel: &Cancel,
+    ) -> Result<Evaluation> {
+        let (run, output) = (self.run_options(), self.main_output(models.dense)?);
+        let apart =
+            evaluate::divergence(models.dense, models.pruned, &output, samples, run, cancel)?;
+        let labelled = matches!(samples.labels(), Some(Labels::Classes(_)));
+        let quality = |graph: &Graph| -> Result<Option<Quality>> {
+            if !labelled {
+                return Ok(None);
+            }
+            let right = evaluate::accuracy(graph, &output, samples, run, cancel)?;
+            Ok(Some(Quality { accuracy: right.value(), loss: right.mean_loss() }))
+        };
+        Ok(Evaluation {
+            samples: samples.rows() as u64,
+            dense: quality(models.dense)?,
+            pruned: quality(models.pruned)?,
+            divergence: Divergence { relative_error: apart.relative, agreement: apart.agreement },
+        })
+    }
+
+    /// What ½ δᵀFδ predicts, measured: for random cotangents it is half the squared change of the
+    /// values seeded. The other seeds have no such counterpart on the outputs alone.
+    fn measured_loss(
+        &self,
+        models: &Models<'_>,
+        samples: &Samples,
+        pruned: &Pruned,
+        cancel: &Cancel,
+    ) -> Result<Option<f64>> {
+        if !matches!(self.options.fisher, Fisher::Outputs | Fisher::Gaussian) {
+            return Ok(None);
+        }
+        let run = self.run_options();
+        let change = |value: &String| {
+            evaluate::divergence(models.dense, models.pruned, value, samples, run, cancel)
+                .map(|apart| apart.half_squared)
+        };
+        Ok(Some(pruned.seeded.iter().map(change).sum::<Result<f64>>()?))
+    }
+
+    fn latency(&self, models: &Models<'_>, samples: &Samples, cancel: &Cancel) -> Result<Latency> {
+        let batch = evaluate::fixed_batch(models.dense).unwrap_or(1);
+        let graphs = [models.dense, models.pruned];
+        let [dense_median_ms, pruned_median_ms] =
+            evaluate::latencies_ms(graphs, samples, batch, self.run_options(), cancel)?;
+        Ok(Latency { batch, runs: evaluate::LATENCY_RUNS, dense_median_ms, pruned_median_ms })
+    }
+
+    /// Time of the forward passes of as many samples as gradients were taken of.
+    fn forward_s(&self, graph: &Graph, samples: &Samples, cancel: &Cancel) -> Result<Option<f64>> {
+        let o = &self.options;
+        if o.method == Method::Magnitude {
+            return Ok(None);
+        }
+        let output = self.main_output(graph)?;
+        let once = evaluate::forward_s(graph, &output, samples, self.run_options(), cancel)?;
+        let taken = o.gradients * o.fisher_batch * o.stages;
+        Ok(Some(once * taken as f64 / samples.rows() as f64))
+    }
+
+    fn cost(&self, pruned: &Pruned, forward: Option<f64>, total_seconds: f64) -> Cost {
+        let multiple = |s: f64| forward.map(|forward| s / forward.max(f64::MIN_POSITIVE));
+        Cost {
+            total_seconds,
+            forward_seconds: forward,
+            gradients_multiple: multiple(pruned.gradient_s),
+            pruning_multiple: multiple(pruned.fisher_s + pruned.prune_s),
+            total_multiple: multiple(total_seconds),
+            peak_memory_bytes: Some(sys::peak_memory_bytes()),
+        }
+    }
+
+    fn files(&self) -> Files {
+        let name = |path: &Path| path.display().to_string();
+        Files {
+            model: name(&self.model),
+            calibration: Some(name(&self.calibration)),
+            evaluation: self.evaluation.as_deref().map(name),
+            output: name(&self.output),
+        }
+    }
+
+    fn total(&self, layers: &[LayerRow], pruned: &Pruned, measured_loss: Option<f64>) -> Total {
+        let (weights, zeros) = layers.iter().fold((0, 0), |(w, z), l| (w + l.weights, z + l.zeros));
+        let predicted = || pruned.predicted_loss.iter().sum();
+        Total {
+            weights,
+            zeros,
+            sparsity: zeros as f64 / weights.max(1) as f64,
+            predicted_loss: (self.options.method == Method::MFac).then(predicted),
+            measured_loss,
+        }
+    }
+
+    fn size(&self) -> Result<Size> {
+        let (dense_bytes, dense_zstd_bytes) = sizes(&self.model)?;
+        let (pruned_bytes, pruned_zstd_bytes) = sizes(&self.output)?;
+        Ok(Size {
+            dense_bytes,
+            pruned_bytes,
+            dense_zstd_bytes,
+            pruned_zstd_bytes,
+            zstd_level: ZSTD_LEVEL,
+        })
+    }
+}
+
+/// The level users get when they do not choose one.
+const ZSTD_LEVEL: i32 = 3;
+
+/// Wall time of the parts of a run.
+struct Phases {
+    start: Instant,
+    last: Instant,
+    list: Vec<Phase>,
+}
+
+impl Phases {
+    fn start() -> Phases {
+        let now = Instant::now();
+        Phases { start: now, last: now, list: Vec::new() }
+    }
+
+    /// What happened since the last mark was `name`.
+    fn mark(&mut self, name: &str) {
+        let seconds = self.last.elapsed().as_secs_f64();
+        self.last = Instant::now();
+        self.list.push(Phase { name: name.into(), seconds });
+    }
+
+    /// The list, with the parts of the pruning itself in the place of the whole.
+    fn finish(mut self, pruned: &Pruned) -> Vec<Phase> {
+        let at = self.list.iter().position(|p| p.name == "prepare and prune");
+        let at = at.expect("a finished run has pruned");
+        let parts = [
+            ("gradients", pruned.gradient_s),
+            ("fisher", pruned.fisher_s),
+            ("prune", pruned.prune_s),
+        ];
+        let known: f64 = parts.iter().map(|(_, s)| s).sum();
+        let rest = self.list[at].seconds - known;
+        let parts = [("prepare", rest)].into_iter().chain(parts);
+        let parts = parts.map(|(name, seconds)| Phase { name: name.into(), seconds });
+        self.list.splice(at..=at, parts.collect::<Vec<_>>());
+        self.list
+    }
+}
+
+struct Models<'a> {
+    dense: &'a Graph,
+    pruned: &'a Graph,
+}
+
+/// The new weights in the element type that the model stores.
+fn as_stored(tensor: &Tensor, element: ElementType) -> Result<Tensor> {
+    let values = || tensor.to_f32().into_iter();
+    let data = match element {
+        ElementType::F32 => return Ok(tensor.clone()),
+        ElementType::F16 => Data::F16(values().map(half::f16::from_f32).collect()),
+        ElementType::BF16 => Data::BF16(values().map(half::bf16::from_f32).collect()),
+        ElementType::F64 => Data::F64(values().map(f64::from).collect()),
+        other => bail!(Unsupported, "weights of type {other} are not pruned"),
+    };
+    Tensor::new(tensor.shape(), data)
+}
+
+fn layers(pruned: &Pruned, method: Method) -> Vec<LayerRow> {
+    let layers = pruned.layers.iter().zip(&pruned.tensors);
+    layers
+        .map(|(l, (name, tensor))| {
+            let zeros = tensor.to_f32().iter().filter(|w| **w == 0.0).count() as u64;
+            let weights = tensor.len() as u64;
+            LayerRow {
+                name: name.clone(),
+                shape: tensor.shape().iter().map(|&d| d as u64).collect(),
+                weights,
+                zeros,
+                sparsity: zeros as f64 / weights.max(1) as f64,
+                predicted_loss: (method == Method::MFac).then_some(l.predicted_loss),
+            }
+        })
+        .collect()
+}
+
+fn skipped(pruned: &Pruned) -> Vec<Skipped> {
+    let report = |s: &crate::gradient::parameters::Skipped| Skipped {
+        name: s.name.clone(),
+        shape: s.shape.iter().map(|&d| d as u64).collect(),
+        weights: s.shape.iter().map(|&d| d as u64).product(),
+        reason: s.reason.clone(),
+    };
+    pruned.skipped.iter().map(report).collect()
+}
+
+fn settings(o: &Options) -> report::Options {
+    let mfac = o.method == Method::MFac;
+    let joint = mfac && o.update == Update::Joint;
+    let (damping_kind, damping) = match o.damping {
+        Damping::Relative(fraction) => ("relative", fraction),
+        Damping::Absolute(lambda) => ("absolute", lambda),
+    };
+    let selection = match o.selection {
+        Selection::Greedy => "greedy".into(),
+        Selection::Staged { stages } => format!("staged:{stages}"),
+    };
+    report::Options {
+        method: if mfac { "mfac" } else { "magnitude" }.into(),
+        sparsity: o.sparsity,
+        pattern: o.pattern.to_string(),
+        scope: if o.scope == Scope::Global { "global" } else { "layer" }.into(),
+        update: mfac.then(|| if joint { "joint" } else { "independent" }.into()),
+        selection: joint.then_some(selection),
+        stages: if mfac { o.stages } else { 1 },
+        block_size: (mfac && o.block != usize::MAX).then_some(o.block),
+        damping_kind: mfac.then(|| damping_kind.into()),
+        damping: mfac.then_some(damping),
+        fisher: mfac.then(|| o.fisher.to_string()),
+        gradients: mfac.then_some(o.gradients),
+        fisher_batch: mfac.then_some(o.fisher_batch),
+        seed: o.seed,
+        device: format!("{:?}", o.device).to_lowercase(),
+        threads: o.threads,
+        memory_limit_bytes: Some(o.memory_limit_bytes as u64),
+    }
+}
+
+/// Bytes of a model's files as they are, and compressed.
+fn sizes(path: &Path) -> Result<(u64, u64)> {
+    let (mut plain, mut packed) = (0, 0);
+    let data = Model::load(path)?.data_files()?;
+    for path in data.iter().map(PathBuf::as_path).chain([path]) {
+        let failed = |e: io::Error| error!(Io, "{}: {e}", path.display());
+        let file = fs::File::open(path).map_err(failed)?;
+        plain += file.metadata().map_err(failed)?.len();
+        let mut encoder = zstd::stream::read::Encoder::new(file, ZSTD_LEVEL).map_err(failed)?;
+        packed += io::copy(&mut encoder, &mut io::sink()).map_err(failed)?;
+    }
+    Ok((plain, packed))
+}
