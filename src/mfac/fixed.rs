@@ -80,7 +80,7 @@ impl<'a> Fixed<'a> {
         let mut t = vec![0.0; m * m];
         dense::invert_lower(&factor, m, &mut t);
         self.inverse.resize(norms::packed_len(m), 0.0);
-        norms::pack(&t, m, 1.0 / (m as f64).sqrt(), &mut self.inverse);
+        norms::pack(&t, m, 1.0 / (m.max(1) as f64).sqrt(), &mut self.inverse);
         (self.factor, self.damping) = (factor, damping);
         Ok(())
     }
@@ -129,7 +129,7 @@ impl<'a> Fixed<'a> {
         let columns = self.scaled_columns(&weights);
         let mut v = columns.clone();
         dense::solve_lower(&self.factor, m, &mut v);
-        let columns = columns.chunks_exact(m).zip(v.chunks_exact(m));
+        let columns = columns.chunks_exact(m.max(1)).zip(v.chunks_exact(m.max(1)));
         for (c, (g, v)) in small.into_iter().zip(columns) {
             remainders[c] = self.remainder(g, v);
         }
@@ -232,7 +232,7 @@ impl<'a> Fixed<'a> {
 fn scaled_gram(gradients: Gradients<'_>, sums: Sums, threads: usize) -> Vec<f64> {
     let m = gradients.count();
     let mut gram = vec![0.0; m * m];
-    syrk::expand(m, &passes::gram(gradients, sums, threads), 1.0 / m as f64, &mut gram);
+    syrk::expand(m, &passes::gram(gradients, sums, threads), 1.0 / m.max(1) as f64, &mut gram);
     gram
 }
 
@@ -243,4 +243,172 @@ fn well_pivoted(factor: &[f64], gram: &[f64], m: usize, damping: f64) -> bool {
 
 fn inner(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+    use crate::mfac::store::{GradientStore, Storage};
+    use crate::mfac::tolerance::{
+        Rng, assert_approximate, assert_exact, dense_inverse, hard_gradients, mean_square, widen,
+    };
+
+    fn stored(g: &[f32], m: usize, d: usize, storage: Storage) -> GradientStore {
+        let mut store = GradientStore::new(m, d, storage, None).unwrap();
+        (0..m).for_each(|i| store.set_row(i, &g[i * d..][..d]).unwrap());
+        store
+    }
+
+    fn diagonal(fixed: &Fixed<'_>, threads: usize) -> Vec<f64> {
+        let mut out = vec![f64::NAN; fixed.gradients.dimension()];
+        fixed.diagonal(0..out.len(), &mut out, threads);
+        out
+    }
+
+    /// What the store holds, in f32.
+    fn rounded(store: &GradientStore) -> Vec<f32> {
+        let mut scratch = vec![0.0; store.dimension()];
+        let row = |i| store.all().row(i, 0..store.dimension(), &mut scratch).to_vec();
+        (0..store.count()).flat_map(row).collect()
+    }
+
+    /// The largest relative error of the diagonal, and the error of F⁻¹x relative to its norm.
+    fn errors(fixed: &Fixed<'_>, want: &[f64]) -> (f64, f64) {
+        let (d, damping) = (fixed.gradients.dimension(), fixed.damping);
+        let got = diagonal(fixed, 2);
+        assert!(got.iter().all(|&x| 0.0 < x && x <= 1.0 / damping));
+        let error = |c: usize| (got[c] / want[c * (d + 1)] - 1.0).abs();
+        let x = Rng::new(32).normals(d);
+        let mut y = vec![f32::NAN; d];
+        fixed.apply(&x, 0..d, &mut y, 2);
+        let exact: Vec<f64> = want.chunks_exact(d).map(|r| inner(r, &widen(&x))).collect();
+        let off: Vec<f64> = widen(&y).iter().zip(&exact).map(|(y, e)| y - e).collect();
+        let norms = inner(&off, &off) / inner(&exact, &exact);
+        ((0..d).map(error).fold(0.0, f64::max), norms.sqrt())
+    }
+
+    const SHAPES: [(usize, usize); 3] = [(40, 300), (193, 300), (100, 60)];
+
+    #[test]
+    fn hard_gradients_keep_their_digits_at_any_damping() {
+        for (m, d) in SHAPES {
+            let g = hard_gradients(m, d, 31);
+            for storage in [Storage::F32, Storage::F16, Storage::Bf16] {
+                let store = stored(&g, m, d, storage);
+                let kept = rounded(&store);
+                let mut fixed = Fixed::precompute(store.all(), 1.0, 2).unwrap();
+                for exponent in 3..=8 {
+                    let damping = 10f64.powi(-exponent) * mean_square(&g);
+                    fixed.set_damping(damping, 2).unwrap();
+                    let (diagonal, product) = errors(&fixed, &dense_inverse(&kept, m, d, damping));
+                    let what = format!("{storage:?} m={m} d={d} 1e-{exponent}");
+                    assert!(diagonal <= 1e-3, "{what}: diagonal off by {diagonal:e}");
+                    assert!(product <= 1e-6, "{what}: product off by {product:e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn half_precision_costs_what_its_rounding_costs() {
+        for (m, d) in SHAPES {
+            let g = hard_gradients(m, d, 31);
+            for (storage, limits) in
+                [(Storage::F16, [(5e-3, 1e-3); 2]), (Storage::Bf16, [(2e-2, 5e-3), (0.1, 1e-2)])]
+            {
+                let store = stored(&g, m, d, storage);
+                for (relative, (of_diagonal, of_product)) in [1e-3, 1e-4].into_iter().zip(limits) {
+                    let damping = relative * mean_square(&g);
+                    let fixed = Fixed::precompute(store.all(), damping, 2).unwrap();
+                    let (diagonal, product) = errors(&fixed, &dense_inverse(&g, m, d, damping));
+                    let what = format!("{storage:?} m={m} d={d} {relative:e}");
+                    assert!(diagonal <= of_diagonal, "{what}: diagonal off by {diagonal:e}");
+                    assert!(product <= of_product, "{what}: product off by {product:e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn queries_agree_with_the_dense_inverse() {
+        for (m, d) in [(1, 1), (1, 7), (3, 100), (256, 40), (264, 130)] {
+            let g = Rng::new(33).normals(m * d);
+            let damping = 1e-2;
+            let want = dense_inverse(&g, m, d, damping);
+            let store = stored(&g, m, d, Storage::F32);
+            let fixed = Fixed::precompute(store.all(), damping, 2).unwrap();
+            let floor = want.iter().step_by(d + 1).fold(0.0f64, |m, x| m.max(*x));
+            for i in [0, d / 2, d - 1] {
+                let mut row = vec![f32::NAN; d - d / 3];
+                fixed.row(i, d / 3..d, &mut row, 2);
+                assert_approximate(&widen(&row), &want[i * d + d / 3..(i + 1) * d], 1e-4, floor);
+                let element = fixed.element(i, d / 3);
+                assert_approximate(&[element], &[want[i * d + d / 3]], 1e-4, floor);
+            }
+            let weights: Vec<usize> = (0..d).rev().step_by(2).collect();
+            let mut block = vec![f64::NAN; weights.len().pow(2)];
+            fixed.block(&weights, &mut block);
+            let pairs = weights.iter().flat_map(|&i| weights.iter().map(move |&j| i * d + j));
+            let dense: Vec<f64> = pairs.map(|at| want[at]).collect();
+            assert_approximate(&block, &dense, 1e-4, floor);
+            let x = Rng::new(34).normals(3 * d);
+            let mut y = vec![f32::NAN; 3 * (d - d / 3)];
+            fixed.apply(&x, d / 3..d, &mut y, 2);
+            let exact: Vec<f64> = x
+                .chunks_exact(d)
+                .flat_map(|x| want.chunks_exact(d).skip(d / 3).map(|r| inner(r, &widen(x))))
+                .collect();
+            assert_approximate(&widen(&y), &exact, 1e-4, floor);
+        }
+    }
+
+    #[test]
+    fn a_range_of_columns_has_the_fisher_of_its_own_weights() {
+        let (m, d) = (30, 90);
+        let g = Rng::new(35).normals(m * d);
+        let store = stored(&g, m, d, Storage::F32);
+        let fixed = Fixed::precompute(store.columns(20..70), 0.1, 1).unwrap();
+        let own: Vec<f32> = g.chunks_exact(d).flat_map(|r| r[20..70].to_vec()).collect();
+        let want: Vec<f64> = dense_inverse(&own, m, 50, 0.1).into_iter().step_by(51).collect();
+        assert_approximate(&diagonal(&fixed, 1), &want, 1e-5, 0.0);
+    }
+
+    #[test]
+    fn the_bytes_do_not_depend_on_the_threads() {
+        let (m, d) = (37, 9001);
+        let store = stored(&hard_gradients(m, d, 36), m, d, Storage::F16);
+        let x = Rng::new(37).normals(d);
+        let results = |threads| {
+            let fixed = Fixed::precompute(store.all(), 1e-4, threads).unwrap();
+            let mut y = vec![f32::NAN; d];
+            fixed.apply(&x, 0..d, &mut y, threads);
+            [diagonal(&fixed, threads), widen(&y)].concat()
+        };
+        for threads in [2, 7] {
+            assert_exact(&results(threads), &results(1));
+        }
+    }
+
+    #[test]
+    fn hopeless_requests_are_errors_and_empty_ones_are_not() {
+        let (m, d) = (40, 50);
+        let store = stored(&hard_gradients(m, d, 38), m, d, Storage::F32);
+        for damping in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let error = Fixed::precompute(store.all(), damping, 1).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage);
+        }
+        let same = stored(&[1.0; 2000], m, d, Storage::F32);
+        let error = Fixed::precompute(same.all(), 1e-30, 1).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Numerics);
+        assert!(error.to_string().contains("raise the damping"), "{error}");
+        let zero = GradientStore::new(m, d, Storage::F32, None).unwrap();
+        let fixed = Fixed::precompute(zero.all(), 0.5, 1).unwrap();
+        assert_exact(&diagonal(&fixed, 1), &[2.0; 50]);
+        let fixed = Fixed::precompute(store.columns(3..3), 0.5, 1).unwrap();
+        assert!(diagonal(&fixed, 1).is_empty());
+        let none = GradientStore::new(0, d, Storage::F32, None).unwrap();
+        let fixed = Fixed::precompute(none.all(), 0.5, 1).unwrap();
+        assert_exact(&diagonal(&fixed, 1), &[2.0; 50]);
+    }
 }

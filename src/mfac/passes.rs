@@ -132,7 +132,7 @@ pub fn pack_columns(
     for i in 0..g.count() {
         panel::pack_row(g.row(i, range.clone(), row), i, depth, panels);
     }
-    for strip in panels.chunks_exact_mut(tile::WIDTH * depth) {
+    for strip in panels.chunks_exact_mut((tile::WIDTH * depth).max(1)) {
         strip[g.count() * tile::WIDTH..].fill(0.0);
     }
 }
