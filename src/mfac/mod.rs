@@ -11,10 +11,12 @@ pub mod fixed;
 mod kernels;
 mod parallel;
 mod passes;
+pub mod sliding;
 pub mod store;
 
 pub use block::BlockFisher;
 pub use fixed::Fixed;
+pub use sliding::Sliding;
 pub use store::{GradientStore, Gradients, Storage};
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! f16, whose rows are scaled by a power of two so that the largest element is near 2¹⁵ (elements
 //! more than 2²⁹ times smaller lose digits), and by 2⁻⁸ in bf16.
 
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -123,6 +124,24 @@ impl GradientStore {
     pub fn columns(&self, range: Range<usize>) -> Gradients<'_> {
         assert!(range.start <= range.end && range.end <= self.dimension);
         Gradients { store: self, start: range.start, dimension: range.len() }
+    }
+
+    /// Writes the stored numbers, little-endian as they lie in memory.
+    pub(super) fn save(&self, to: &mut dyn Write) -> std::io::Result<()> {
+        for scale in &self.scales {
+            to.write_all(&scale.to_le_bytes())?;
+        }
+        to.write_all(&self.bytes)
+    }
+
+    /// Reads what `save` wrote for a store of the same shape.
+    pub(super) fn restore(&mut self, from: &mut dyn Read) -> std::io::Result<()> {
+        for scale in &mut self.scales {
+            let mut bytes = [0; 4];
+            from.read_exact(&mut bytes)?;
+            *scale = f32::from_le_bytes(bytes);
+        }
+        from.read_exact(&mut self.bytes)
     }
 
     /// Rounds `gradient` (d numbers) to the storage format and keeps it as row `i`.
