@@ -59,6 +59,11 @@ impl Sliding {
         self.store.count()
     }
 
+    /// d, the length of a gradient.
+    pub fn dimension(&self) -> usize {
+        self.store.dimension()
+    }
+
     /// The gradients in the window.
     pub fn len(&self) -> usize {
         self.ages.len()
