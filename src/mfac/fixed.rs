@@ -118,9 +118,9 @@ impl<'a> Fixed<'a> {
 
     /// Solves again in f64 the remainders 1 − ‖v‖² of the columns from `start` that are small.
     fn recheck(&self, start: usize, remainders: &mut [f64]) {
-        // Written so that NaN counts as small.
+        let doubtful = |x: f64| x < RECHECK || x.is_nan();
         let small: Vec<usize> =
-            (0..remainders.len()).filter(|&c| !(remainders[c] >= RECHECK)).collect();
+            (0..remainders.len()).filter(|&c| doubtful(remainders[c])).collect();
         if small.is_empty() {
             return;
         }
