@@ -7,10 +7,19 @@
 
 pub mod block;
 pub mod dense;
+pub mod fixed;
 mod kernels;
+pub mod optimizer;
 mod parallel;
+mod passes;
+pub mod sliding;
+pub mod store;
 
 pub use block::BlockFisher;
+pub use fixed::Fixed;
+pub use optimizer::Optimizer;
+pub use sliding::Sliding;
+pub use store::{GradientStore, Gradients, Storage};
 
 #[cfg(test)]
 mod tolerance;
