@@ -4,7 +4,8 @@
 //! machine's limits are measured in the same run: "peak" is the register tile with operands in the
 //! first-level cache, on each core, "bandwidth" a read of 512 MiB. The peers of `benches/peers.py`
 //! run beside it where `python3` has numpy. Times are wall-clock medians, so the machine should be
-//! idle.
+//! idle; on a busy one the share by CPU time (a thread's part of it) says more, though caches and
+//! bandwidth are still shared.
 
 use std::process::Command;
 use std::time::Instant;
@@ -45,19 +46,19 @@ impl Report {
         let peak = machine::tile_flops(THREADS);
         let bandwidth = machine::read_bandwidth(THREADS);
         println!("{THREADS} threads: peak {:.1} GF/s, {:.1} GB/s\n", peak / 1e9, bandwidth / 1e9);
-        println!("| what | d | m | B | seconds | rate | share of limit |");
-        println!("|---|---|---|---|---|---|---|");
+        println!("| what | d | m | B | seconds | rate | share of limit | by CPU time |");
+        println!("|---|---|---|---|---|---|---|---|");
         Report { quick, peak, bandwidth, rows: Vec::new() }
     }
 
     fn fixed(&mut self, gradients: &GradientStore) {
         let (m, d) = (gradients.count(), gradients.dimension());
         let mut out = vec![0.0; d];
-        let seconds = self.median(|| {
+        let time = self.median(|| {
             let fixed = Fixed::precompute(gradients.all(), 1e-3, THREADS).expect("a sane damping");
             fixed.diagonal(0..d, &mut out, THREADS);
         });
-        self.flops("static full, diagonal", d, m, 0, seconds, 2.0 * d as f64 * (m * m) as f64);
+        self.flops("static full, diagonal", d, m, 0, time, 2.0 * d as f64 * (m * m) as f64);
     }
 
     fn blocks(&mut self, gradients: &GradientStore, block: usize) {
@@ -65,20 +66,20 @@ impl Report {
         let blocks: Vec<_> = (0..d).step_by(block).map(|s| s..(s + block).min(d)).collect();
         let per_weight = |extra: usize| d as f64 * (block * (m + extra)) as f64;
         let mut inverse = vec![0.0; block * block];
-        let seconds = self.median(|| {
+        let time = self.median(|| {
             let fixed = BlockFixed::precompute(gradients.all(), blocks.clone(), 1e-3, THREADS)
                 .expect("a sane damping");
             (0..blocks.len()).for_each(|b| fixed.inverse(b, &mut inverse));
         });
-        self.flops("static blocks, inverses", d, m, block, seconds, per_weight(block));
+        self.flops("static blocks, inverses", d, m, block, time, per_weight(block));
         let mut rows = vec![0.0; m * d];
         for (i, row) in rows.chunks_exact_mut(d).enumerate() {
             let mut scratch = vec![0.0; d];
             row.copy_from_slice(gradients.all().row(i, 0..d, &mut scratch));
         }
         let mut fisher = BlockFisher::new(blocks).expect("blocks in order");
-        let seconds = self.median(|| fisher.add(&rows, m, d, 0, d, THREADS));
-        self.flops("streamed Fisher blocks", d, m, block, seconds, per_weight(0));
+        let time = self.median(|| fisher.add(&rows, m, d, 0, d, THREADS));
+        self.flops("streamed Fisher blocks", d, m, block, time, per_weight(0));
     }
 
     fn sliding(&mut self, m: usize, d: usize, storage: Storage) {
@@ -89,16 +90,17 @@ impl Report {
             window.push(&g, THREADS).expect("finite gradients");
         }
         let mut out = vec![0.0; d];
-        let seconds = self.median(|| window.step(&g, &mut out, THREADS).expect("finite"));
+        let time = self.median(|| window.step(&g, &mut out, THREADS).expect("finite"));
         let bytes = (2 * m * d * storage.size()) as f64;
         let what = format!("dynamic step, {storage:?}");
-        self.row(&what, d, m, 0, seconds, bytes / seconds, self.bandwidth, "GB/s");
+        self.row(&what, d, m, 0, time, bytes, self.bandwidth, "GB/s");
     }
 
     /// Runs the numpy peers and prints what they print.
     fn peers(&mut self, d: usize, m: usize) {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers.py");
-        let output = Command::new("python3").args([script, &d.to_string(), &m.to_string()]).output();
+        let output =
+            Command::new("python3").args([script, &d.to_string(), &m.to_string()]).output();
         let Some(output) = output.ok().filter(|o| o.status.success()) else {
             println!("\nNo peers: python3 with numpy was not found.");
             return;
@@ -106,7 +108,7 @@ impl Report {
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             let row: serde_json::Value = serde_json::from_str(line).expect("peers print JSON");
             println!(
-                "| {} | {} | {} | {} | {} | | |",
+                "| {} | {} | {} | {} | {} | | | |",
                 row["what"].as_str().unwrap_or("?"),
                 row["d"],
                 row["m"],
@@ -117,8 +119,8 @@ impl Report {
         }
     }
 
-    fn flops(&mut self, what: &str, d: usize, m: usize, block: usize, seconds: f64, flops: f64) {
-        self.row(what, d, m, block, seconds, flops / seconds, self.peak, "GF/s");
+    fn flops(&mut self, what: &str, d: usize, m: usize, block: usize, time: Time, flops: f64) {
+        self.row(what, d, m, block, time, flops, self.peak, "GF/s");
     }
 
     #[allow(clippy::too_many_arguments, reason = "the columns of the table")]
@@ -128,32 +130,38 @@ impl Report {
         d: usize,
         m: usize,
         block: usize,
-        seconds: f64,
-        rate: f64,
+        time: Time,
+        work: f64,
         limit: f64,
         unit: &str,
     ) {
-        let (share, giga) = (rate / limit, rate / 1e9);
+        let Time { wall, cpu } = time;
+        let (rate, share, by_cpu) = (work / wall, work / wall / limit, work / cpu / limit);
         println!(
-            "| {what} | {d} | {m} | {block} | {seconds:.4} | {giga:.1} {unit} | {:.0} % |",
-            100.0 * share
+            "| {what} | {d} | {m} | {block} | {wall:.4} | {:.1} {unit} | {:.0} % | {:.0} % |",
+            rate / 1e9,
+            100.0 * share,
+            100.0 * by_cpu
         );
         self.rows.push(serde_json::json!({
-            "what": what, "d": d, "m": m, "block": block, "seconds": seconds,
-            "rate": rate, "share_of_limit": share,
+            "what": what, "d": d, "m": m, "block": block, "seconds": wall, "rate": rate,
+            "share_of_limit": share, "share_by_cpu_time": by_cpu,
         }));
     }
 
-    fn median(&self, mut work: impl FnMut()) -> f64 {
-        let mut times: Vec<f64> = (0..if self.quick { 3 } else { 5 })
+    fn median(&self, mut work: impl FnMut()) -> Time {
+        let runs = if self.quick { 3 } else { 5 };
+        let before = cpu_seconds();
+        let mut times: Vec<f64> = (0..runs)
             .map(|_| {
                 let start = Instant::now();
                 work();
                 start.elapsed().as_secs_f64()
             })
             .collect();
+        let cpu = (cpu_seconds() - before).max(0.01) / (runs * THREADS) as f64;
         times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
+        Time { wall: times[times.len() / 2], cpu }
     }
 
     fn write(&self) {
@@ -166,6 +174,20 @@ impl Report {
             Err(e) => println!("\nNo JSON at {path}: {e}"),
         }
     }
+}
+
+/// Seconds of one run: by the clock, and on the processor for each thread.
+#[derive(Clone, Copy)]
+struct Time {
+    wall: f64,
+    cpu: f64,
+}
+
+/// The processor time of this process, in ticks of 10 ms; 0 where /proc does not tell.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 fn gradients(m: usize, d: usize, storage: Storage) -> GradientStore {
