@@ -237,7 +237,7 @@ fn scaled_gram(gradients: Gradients<'_>, sums: Sums, threads: usize) -> Vec<f64>
 }
 
 /// Whether no pivot L_ii² is so much smaller than K_ii that f32 products would have spoiled it.
-fn well_pivoted(factor: &[f64], gram: &[f64], m: usize, damping: f64) -> bool {
+pub(super) fn well_pivoted(factor: &[f64], gram: &[f64], m: usize, damping: f64) -> bool {
     (0..m).map(|i| i * (m + 1)).all(|i| gram[i] + damping <= PIVOT_RATIO * factor[i] * factor[i])
 }
 
