@@ -7,8 +7,8 @@
 //!
 //! Two things keep small damping safe. First, the Gram matrix is summed from f32 products and taken
 //! again in f64 when a pivot of its factor is so small that their rounding would show. Second,
-//! 1 − ‖v‖² cancels where the gradients determine a weight well; since Σ‖v‖² ≤ m that happens to few
-//! weights, and those columns are solved again in f64. What then still drowns in rounding is
+//! 1 − ‖v‖² cancels where the gradients determine a weight well; since Σ‖v‖² ≤ m that happens to
+//! few weights, and those columns are solved again in f64. What then still drowns in rounding is
 //! clamped to its lower bound, 1/F_cc: 0 < 1/F_cc ≤ \[F⁻¹\]_cc ≤ 1/λ always holds.
 
 use std::ops::Range;

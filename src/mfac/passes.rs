@@ -73,8 +73,8 @@ pub fn products(g: Gradients<'_>, x: &[f64], out: &mut [f64], threads: usize) {
     }
 }
 
-/// `finish(v, j, Σ_i factors[v·m + i] G_i,range.start + j)` for each vector of m factors; the pieces
-/// of `out` (`range.len()` numbers for each vector) that `finish` fills are handed to it.
+/// `finish(v, j, Σ_i factors[v·m + i] G_i,range.start + j)` for each vector of m factors; the
+/// pieces of `out` (`range.len()` numbers for each vector) that `finish` fills are handed to it.
 pub fn combine(
     g: Gradients<'_>,
     factors: &[f64],

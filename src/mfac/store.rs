@@ -63,7 +63,8 @@ impl GradientStore {
     /// Room for `count` gradients of `dimension` weights, in memory, or with `folder` in a nameless
     /// file there that goes away with the store.
     ///
-    /// Errors: `Memory` when the memory cannot be had, `Io` when the file cannot be made that large.
+    /// Errors: `Memory` when the memory cannot be had, `Io` when the file cannot be made that
+    /// large.
     pub fn new(
         count: usize,
         dimension: usize,
@@ -146,7 +147,8 @@ impl GradientStore {
 
     /// Rounds `gradient` (d numbers) to the storage format and keeps it as row `i`.
     ///
-    /// Error `Numerics`: an element is not finite, or too large for bf16; the row is then unchanged.
+    /// Error `Numerics`: an element is not finite, or too large for bf16; the row is then
+    /// unchanged.
     /// Panics when there is no such row or the length is not d.
     pub fn set_row(&mut self, i: usize, gradient: &[f32]) -> Result<()> {
         assert!(i < self.count && gradient.len() == self.dimension);

@@ -8,7 +8,8 @@ impl Plain for u16 {}
 
 /// The bytes as numbers. Panics when they are not aligned, which a mapping always is.
 pub fn numbers<T: Plain>(bytes: &[u8]) -> &[T] {
-    // SAFETY: `Plain` types have no padding and no invalid bit patterns; alignment is checked below.
+    // SAFETY: `Plain` types have no padding and no invalid bit patterns; alignment is checked
+    // below.
     let (head, numbers, _) = unsafe { bytes.align_to() };
     assert!(head.is_empty(), "a mapping begins on a page");
     numbers

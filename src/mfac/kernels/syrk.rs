@@ -3,7 +3,8 @@
 //! H is kept in strips of 24 columns. Strip s holds, row-major, the rows from 24·s to n (rounded
 //! up to the tile's 4), so each 4×24 tile is contiguous and the strictly upper part is left out
 //! but for the corners of tiles on the diagonal. Sums of one call may be in f32, sums of calls are
-//! in f64: callers keep k at [`DEPTH`] or below, which bounds the error by the rounding of that sum.
+//! in f64: callers keep k at [`DEPTH`] or below, which bounds the error by the rounding of that
+//! sum.
 
 use super::panel::strips;
 use super::tile::{HEIGHT, Tile, WIDTH, accumulate, accumulate_product, product};
