@@ -3,7 +3,8 @@
 //! One register tile, [`tile`], serves every product of matrices; [`panel`] lays operands out for
 //! it, [`syrk`] builds symmetric products from it and [`norms`] the column norms of T·G. [`gemv`]
 //! has the passes over G that a product with a vector takes. Unsafe code and processor features
-//! are confined to the innermost files, behind safe functions that check lengths and choose the code path.
+//! are confined to the innermost files, behind safe functions that check lengths and
+//! choose the code path.
 
 pub mod cast;
 pub mod gemv;
