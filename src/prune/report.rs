@@ -528,6 +528,7 @@ mod tests {
                 ..Options::default()
             },
             layers: vec![layer("first", 100), layer("a longer name é", 116)],
+            adjusted: vec!["b".into()],
             skipped: vec![Skipped {
                 name: "bias".into(),
                 shape: vec![],
