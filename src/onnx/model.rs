@@ -19,7 +19,7 @@ use crate::tensor::{Data, Tensor};
 
 /// The memory that the elements of repeated messages may take while a file is decoded: hostile
 /// files can ask for several hundred times their size, real models stay far below.
-const ELEMENT_MEMORY_LIMIT: usize = 1 << 30;
+const ELEMENT_MEMORY_LIMIT: usize = 512 << 20;
 
 /// An ONNX model with everything its file held.
 #[derive(Clone, Debug)]
