@@ -43,6 +43,7 @@ impl Scaling {
     }
 
     /// The scaling of images, where bytes stand for 0 to 1 even when nothing was said.
+    #[cfg(feature = "images")]
     pub fn for_images(&self) -> Scaling {
         Scaling { scale: Some(self.scale.clone().unwrap_or(vec![1.0 / 255.0])), ..self.clone() }
     }

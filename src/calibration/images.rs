@@ -6,10 +6,11 @@
 //! filter) and brought to grey or RGB by the number of channels the model takes.
 
 use std::fs;
+use std::io::Cursor;
 use std::path::{Component, Path, PathBuf};
 
 use image::imageops::FilterType;
-use image::{DynamicImage, ImageReader, Limits};
+use image::{DynamicImage, ImageFormat, ImageReader, Limits};
 
 use crate::calibration::fit::{self, Scaling};
 use crate::calibration::{ImageLayout, Labels, MemoryLimit, ReadOptions, Samples};
@@ -21,6 +22,8 @@ use crate::tensor::{Data, ElementType, Tensor};
 const MAX_IMAGE_SIDE: u32 = 16_384;
 /// What the decoder of one image may allocate.
 const MAX_DECODER_BYTES: u64 = 512 << 20;
+/// Bytes of one image file.
+const MAX_FILE_BYTES: u64 = 256 << 20;
 /// Bytes of a `labels.csv`: some hundred thousand lines.
 const MAX_CSV_BYTES: u64 = 64 << 20;
 
@@ -81,7 +84,8 @@ impl Frame {
             None if is_channels(c) => ImageLayout::ChannelsLast,
             None => bail!(
                 Usage,
-                "input {:?} declares neither axis 1 nor axis 3 as 1 or 3 channels: state the layout",
+                "input {:?} has neither axis 1 nor axis 3 declared as 1 or 3 channels: \
+                 state the layout",
                 input.name
             ),
         };
@@ -254,14 +258,28 @@ fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
 /// Decodes one file, by what it holds and not by its name, within the limits.
 fn decode(path: &Path) -> Result<DynamicImage> {
     let unreadable = |e: std::io::Error| error!(Io, "cannot be read: {e}");
+    if path.metadata().map_err(unreadable)?.len() > MAX_FILE_BYTES {
+        bail!(Data, "the file is larger than {} MiB", MAX_FILE_BYTES >> 20);
+    }
+    let bytes = fs::read(path).map_err(unreadable)?;
     let mut reader =
-        ImageReader::open(path).map_err(unreadable)?.with_guessed_format().map_err(unreadable)?;
+        ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(unreadable)?;
+    if reader.format() == Some(ImageFormat::Jpeg) && !is_complete_jpeg(&bytes) {
+        bail!(Data, "the JPEG image is truncated");
+    }
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_IMAGE_SIDE);
     limits.max_image_height = Some(MAX_IMAGE_SIDE);
     limits.max_alloc = Some(MAX_DECODER_BYTES);
     reader.limits(limits);
     reader.decode().map_err(|e| error!(Data, "not a readable image: {e}"))
+}
+
+/// Whether the last scan is followed by the end marker. The decoder does not mind: it fills what
+/// is missing with grey, which is no sample of anything.
+fn is_complete_jpeg(bytes: &[u8]) -> bool {
+    let last = |marker| bytes.windows(2).rposition(|w| w == [0xff, marker]);
+    last(0xd9) > last(0xda)
 }
 
 #[cfg(test)]
@@ -365,11 +383,27 @@ mod tests {
         assert!(read(folder.path(), &[1, 7, 2, 2], None).is_err());
         assert!(read(folder.path(), &[1, 784], None).is_err());
 
-        let mut bytes = fs::read(folder.path().join("a.png")).unwrap();
-        // The width in the header, with a checksum that no longer fits.
-        bytes[16..20].copy_from_slice(&0x7fff_ffffu32.to_be_bytes());
-        fs::write(folder.path().join("bomb.png"), bytes).unwrap();
+        save(folder.path(), "b.jpg", 1);
+        let whole = ["a.png", "b.jpg"].map(|name| fs::read(folder.path().join(name)).unwrap());
+        let file = folder.path().join("bad.png");
+        // A PNG is complete without its last chunk, 12 bytes that say "end".
+        for (whole, end) in whole.iter().zip([12, 0]) {
+            for length in (0..whole.len() - end).step_by(7) {
+                fs::write(&file, &whole[..length]).unwrap();
+                let error = read(folder.path(), &[1, 1, 2, 2], None).unwrap_err().to_string();
+                assert!(error.contains("bad.png"), "cut at {length}: {error}");
+            }
+        }
+        // A header that honestly claims 20,000 by 20,000 pixels.
+        let mut bomb = whole[0].clone();
+        for side in [16..20, 20..24] {
+            bomb[side].copy_from_slice(&20_000u32.to_be_bytes());
+        }
+        let mut crc = flate2::Crc::new();
+        crc.update(&bomb[12..29]);
+        bomb[29..33].copy_from_slice(&crc.sum().to_be_bytes());
+        fs::write(&file, bomb).unwrap();
         let error = read(folder.path(), &[1, 1, 2, 2], None).unwrap_err().to_string();
-        assert!(error.contains("bomb.png"), "{error}");
+        assert!(error.contains("bad.png") && error.contains("limit"), "{error}");
     }
 }

@@ -1,8 +1,9 @@
 //! How good answers are, and how far two runs of a model are apart.
 //!
-//! Accuracy is the share of positions whose largest logit is the label's. The divergence of outputs
-//! q from a reference p is the mean KL(p‖q) = Σ p log(p/q) of the softmax over the class axis, the
-//! relative error ‖q − p‖/‖p‖ and the largest |q − p|. Sums are kept in float64, batch after batch.
+//! Accuracy is the share of positions whose largest logit is the label's, the loss the mean of
+//! −log p(label). The divergence of outputs q from a reference p is the mean KL(p‖q) = Σ p log(p/q)
+//! of the softmax over the class axis, the share of equal answers, the relative error ‖q − p‖/‖p‖
+//! and the largest |q − p|. Sums are kept in float64, batch after batch.
 
 use crate::calibration::Labels;
 use crate::error::{Result, bail, error};
@@ -65,18 +66,13 @@ pub fn accuracy(logits: &Tensor, labels: &Labels, rows: &[usize]) -> Result<Accu
             logits.shape()
         );
     }
-    let values = logits.to_f32();
-    let wide: Vec<f64> = values.iter().map(|&v| v.into()).collect();
-    let probabilities = wide.chunks_exact(classes).all(is_distribution);
+    let values = logits.to_f64();
+    let probabilities = values.chunks_exact(classes).all(is_distribution);
     let mut sum = Accuracy { total: indices.len() as u64, ..Accuracy::default() };
-    for ((v, wide), &label) in
-        values.chunks_exact(classes).zip(wide.chunks_exact(classes)).zip(indices)
-    {
-        sum.correct += u64::from(argmax(v) == Some(label as usize));
-        let log = |v: &f64| if probabilities { v.max(f64::MIN_POSITIVE).ln() } else { *v };
-        let most = wide.iter().map(log).fold(f64::NEG_INFINITY, f64::max);
-        let total: f64 = wide.iter().map(|v| (log(v) - most).exp()).sum();
-        sum.loss += most + total.ln() - log(&wide[label as usize]);
+    for (position, &label) in values.chunks_exact(classes).zip(indices) {
+        let label = label as usize;
+        sum.correct += u64::from(argmax(position) == Some(label));
+        sum.loss -= log_probability(position, probabilities)(position[label]);
     }
     Ok(sum)
 }
@@ -123,9 +119,8 @@ impl Divergence {
                 .get_or_insert_with(|| p.chunks_exact(classes).all(is_distribution));
             self.kl_sum += positions().map(|(p, q)| kl(p, q, probabilities)).sum::<f64>();
             self.positions += (p.len() / classes) as u64;
-            let (p, q) = (reference.to_f32(), other.to_f32());
-            let answers = p.chunks_exact(classes).zip(q.chunks_exact(classes));
-            self.agreeing += answers.filter(|(p, q)| argmax(p) == argmax(q)).count() as u64;
+            let same = |(p, q): &(&[f64], &[f64])| argmax(p).is_some_and(|a| argmax(q) == Some(a));
+            self.agreeing += positions().filter(same).count() as u64;
         }
         Ok(())
     }
@@ -165,7 +160,7 @@ fn class_count(outputs: &Tensor) -> Option<usize> {
 }
 
 /// The first index of the largest value; `None` if one is NaN.
-fn argmax(values: &[f32]) -> Option<usize> {
+fn argmax(values: &[f64]) -> Option<usize> {
     let mut best = 0;
     for (i, v) in values.iter().enumerate() {
         if v.is_nan() {
@@ -185,22 +180,25 @@ fn is_distribution(values: &[f64]) -> bool {
 
 /// KL(p‖q) of two rows of logits, or of probabilities.
 fn kl(p: &[f64], q: &[f64], probabilities: bool) -> f64 {
-    let normalizer = |v: &[f64]| {
-        let max = v.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(x));
-        max + v.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
-    };
-    let (zp, zq) = if probabilities { (0.0, 0.0) } else { (normalizer(p), normalizer(q)) };
-    let log = |x: f64, z: f64| match probabilities {
-        true if x.is_nan() => x,
-        true => x.max(SMALLEST_PROBABILITY).ln(),
-        false => x - z,
-    };
-    let term = |(&p, &q): (&f64, &f64)| match (log(p, zp), log(q, zq)) {
+    let (log_p, log_q) = (log_probability(p, probabilities), log_probability(q, probabilities));
+    let term = |(&p, &q): (&f64, &f64)| match (log_p(p), log_q(q)) {
         // A masked class: 0 log 0 = 0.
         (f64::NEG_INFINITY, _) => 0.0,
         (p, q) => p.exp() * (p - q),
     };
     p.iter().zip(q).map(term).sum()
+}
+
+/// The map from a value of `row` to the log of its probability: the log-softmax of logits, the
+/// plain log of what already are probabilities.
+fn log_probability(row: &[f64], probabilities: bool) -> impl Fn(f64) -> f64 {
+    let max = row.iter().fold(f64::NEG_INFINITY, |m, &x| m.max(x));
+    let normalizer = max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln();
+    move |x| match probabilities {
+        true if x.is_nan() => x,
+        true => x.max(SMALLEST_PROBABILITY).ln(),
+        false => x - normalizer,
+    }
 }
 
 #[cfg(test)]
@@ -213,9 +211,20 @@ mod tests {
         let logits = Tensor::f32([3, 3], vec![1., 1., 0., 0., 5., 1., f32::NAN, 9., 0.]);
         // Row 1 ties: class 0 wins and is right. Row 3 is right. Row 2 has a NaN and is wrong.
         let mut got = accuracy(&logits, &labels, &[1, 3, 2]).unwrap();
-        assert_eq!(got, Accuracy { correct: 2, total: 3 });
-        got.add(Accuracy { correct: 1, total: 1 });
+        assert_eq!((got.correct, got.total), (2, 3));
+        assert!(got.loss.is_nan());
+        got.add(Accuracy { correct: 1, total: 1, loss: 0.0 });
         assert_eq!(got.value(), 0.75);
+
+        // Two classes with logits 0 and log 3: probabilities 1/4 and 3/4, given either way.
+        let labels = Labels::new(Tensor::i64([2], vec![1, 0])).unwrap();
+        let expected = -((0.75f64).ln() + (0.25f64).ln()) / 2.0;
+        for row in [[0.0, 3f32.ln()], [0.25, 0.75]] {
+            let both = Tensor::f32([2, 2], [row, row].concat());
+            let got = accuracy(&both, &labels, &[0, 1]).unwrap();
+            assert_eq!(got.correct, 1);
+            assert!((got.mean_loss() - expected).abs() < 1e-6, "{}", got.mean_loss());
+        }
 
         let labels = Labels::new(Tensor::i64([2, 2], vec![1, 0, 0, 1])).unwrap();
         let logits = Tensor::f32([2, 2, 2], vec![0., 1., 0., 1., 0., 1., 0., 1.]);
@@ -244,6 +253,7 @@ mod tests {
         assert!((logits.mean_kl().unwrap() - f64::from(expected)).abs() < 1e-5);
         assert!((probabilities.mean_kl().unwrap() - f64::from(expected)).abs() < 1e-5);
         assert_eq!(logits.max_abs(), 3.0);
+        assert_eq!(logits.agreement(), Some(0.0));
         assert!((logits.relative_error() - (9.5f64 / 5.0).sqrt()).abs() < 1e-12);
     }
 

@@ -30,8 +30,8 @@ pub const DEFAULT_MEMORY_LIMIT: u64 = 8 << 30;
 /// How samples are read and turned into what the model expects.
 #[derive(Clone, Debug, Default)]
 pub struct ReadOptions {
-    /// Factor of every value, one or one per channel; x becomes (x·scale − mean)/std. Default 1/255
-    /// for uint8 data and images, otherwise 1.
+    /// Factor of every value, one or one per channel; x becomes (x·scale − mean)/std. Default
+    /// 1/255 for uint8 data and images, otherwise 1.
     pub scale: Option<Vec<f64>>,
     /// Subtracted after scaling, one or one per channel. Default 0.
     pub mean: Option<Vec<f64>>,
@@ -128,7 +128,7 @@ impl Samples {
     }
 }
 
-/// Numbers of an option such as `--scale` or `--mean`: `1/255`, `0.5`, or several separated by commas.
+/// Numbers of an option such as `--scale` or `--mean`: `1/255`, `0.5`, or several with commas.
 pub fn parse_scale(text: &str) -> Result<Vec<f64>> {
     let number = |s: &str| s.trim().parse::<f64>().ok();
     let values = text.split(',').map(|part| match part.split_once('/') {
@@ -255,7 +255,8 @@ fn common_rows<'a>(mut arrays: impl Iterator<Item = (&'a str, usize)>) -> Result
     match arrays.find(|(_, r)| *r != rows) {
         Some((other, r)) => bail!(
             Data,
-            "{first:?} has {rows} rows, {other:?} has {r}: the first axis of every array counts the samples"
+            "{first:?} has {rows} rows, {other:?} has {r}: the first axis of every \
+             array counts the samples"
         ),
         None => Ok(rows),
     }

@@ -72,13 +72,15 @@ pub(super) fn read_header(reader: &mut impl Read, bytes: u64) -> Result<Header> 
         let state = if body < size as u64 { "truncated" } else { "followed by something else" };
         bail!(
             Data,
-            "the array is {state}: {element} of shape {shape:?} takes {size} bytes, {body} are there"
+            "the array is {state}: {element} of shape {shape:?} takes {size} bytes, \
+             {body} are there"
         );
     }
     Ok(Header { shape, element, big_endian, fortran: literal.layout.is_fortran() })
 }
 
-/// Reads the elements that follow `header`, only the first `rows` of them when fewer than there are.
+/// Reads the elements that follow `header`, only the first `rows` rows when there
+/// are more.
 pub(super) fn read_body(reader: &mut impl Read, header: &Header, rows: usize) -> Result<Tensor> {
     let rows = rows.min(header.shape[0]);
     // Fortran order scatters a row over the whole array: all of it is read, then put in order.
@@ -180,7 +182,8 @@ fn element_type(descriptor: &str) -> Result<(ElementType, bool)> {
         "b1" => ElementType::Bool,
         _ if kind.starts_with('O') => bail!(
             Data,
-            "the array holds pickled Python objects, which are never loaded: save it with a numeric type"
+            "the array holds pickled Python objects, which are never loaded: save it with a \
+             numeric type"
         ),
         _ => bail!(
             Data,

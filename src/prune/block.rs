@@ -14,7 +14,7 @@ use crate::error::{Result, bail, error};
 
 /// A block to be worked on.
 #[derive(Clone, Debug)]
-pub(super) struct Task {
+pub(super) struct Task<'a> {
     /// Its number in the curvature.
     pub index: usize,
     /// Where it lies in the flat vector.
@@ -22,7 +22,7 @@ pub(super) struct Task {
     /// The number of its layer.
     pub layer: usize,
     /// The name of its layer.
-    pub name: String,
+    pub name: &'a str,
     /// λ.
     pub damping: f64,
     /// The pattern over the block.
@@ -42,19 +42,21 @@ pub(super) struct Start<'a> {
 /// How a block is ranked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ranking {
-    /// One removal at a time.
+    /// One removal at a time, from the weights at the start.
     Greedy,
-    /// All survivors scored once.
+    /// All survivors scored once, from their joint optimum.
     Scores,
 }
 
-/// What one thread works with; grows to the largest block it meets.
+/// What one thread works with; grows to the largest block it meets. Vectors named for weights of the
+/// block run over all of it, over those alive, or over those kept.
 #[derive(Default)]
 pub(super) struct Scratch {
     /// The block of the Fisher, B×B, undamped.
     fisher: Vec<f64>,
     /// A packed part of it, then its Cholesky factor.
     factor: Vec<f64>,
+    /// L⁻¹.
     inverse: Vec<f64>,
     dense: dense::Workspace,
     single: greedy::Workspace<f32>,
@@ -62,10 +64,17 @@ pub(super) struct Scratch {
     /// Offsets of the weights alive at the start, and of those that survive.
     alive: Vec<u32>,
     kept: Vec<u32>,
+    /// A change of all weights of the block, and F times it.
+    change: Vec<f64>,
+    pull: Vec<f64>,
+    /// The kept weights, their change, and their diagonal of A⁻¹.
     weight: Vec<f64>,
     delta: Vec<f64>,
+    diagonal: Vec<f64>,
     group: Vec<u32>,
+    /// What each group may lose, and a copy to count down.
     budget: Vec<u32>,
+    left: Vec<u32>,
 }
 
 /// What became of a block.
@@ -82,7 +91,7 @@ pub(super) struct Settled {
 /// In which order the block gives up the weights that are left in `survivors`.
 pub(super) fn rank(
     scratch: &mut Scratch,
-    task: &Task,
+    task: &Task<'_>,
     start: &Start<'_>,
     survivors: &[bool],
     ranking: Ranking,
@@ -95,11 +104,10 @@ pub(super) fn rank(
     }
     let weights = &start.weights[task.range.clone()];
     scratch.fetch(task, start.curvature)?;
-    scratch.factor(task)?;
-    scratch.solve(task, weights, survivors);
-    scratch.invert(scratch.kept.len());
-    if !scratch.inverse.iter().step_by(scratch.kept.len() + 1).all(|d| *d > 0.0 && *d <= 2.0) {
-        return Err(too_small(task));
+    reset(&mut scratch.delta, scratch.kept.len());
+    if ranking == Ranking::Scores {
+        scratch.factor_kept(task)?;
+        scratch.solve_joint(task, weights, survivors);
     }
     let moved = scratch.kept.iter().zip(&scratch.delta);
     scratch.weight.clear();
@@ -108,14 +116,14 @@ pub(super) fn rank(
     scratch.group.extend(scratch.kept.iter().map(|&i| task.groups.group[i as usize]));
     match ranking {
         Ranking::Greedy => scratch.rank_greedy(task),
-        Ranking::Scores => Ok(scratch.rank_scores(task.damping)),
+        Ranking::Scores => scratch.rank_scores(task),
     }
 }
 
 /// The weights of the block once those not in `survivors` are gone, and the loss of that.
 pub(super) fn settle(
     scratch: &mut Scratch,
-    task: &Task,
+    task: &Task<'_>,
     start: &Start<'_>,
     survivors: &[bool],
     update: Update,
@@ -130,41 +138,30 @@ pub(super) fn settle(
     match update {
         Update::Joint if scratch.kept.is_empty() => {}
         Update::Joint => {
-            scratch.factor(task)?;
-            scratch.solve(task, weights, survivors);
+            scratch.factor_kept(task)?;
+            scratch.solve_joint(task, weights, survivors);
         }
         Update::Independent => scratch.add_single_updates(task, weights, survivors)?,
     }
     let mut settled = Settled { weights: vec![0.0; weights.len()], loss: 0.0, loss_damped: 0.0 };
     for (&i, &delta) in scratch.kept.iter().zip(&scratch.delta) {
-        settled.weights[i as usize] = (weights[i as usize] as f64 + delta) as f32;
+        let weight = (weights[i as usize] as f64 + delta) as f32;
+        if !weight.is_finite() {
+            let name = task.name;
+            bail!(Numerics, "layer {name:?}: the update overflows a weight; raise the damping");
+        }
+        settled.weights[i as usize] = weight;
     }
-    if let Some(i) = settled.weights.iter().position(|w| !w.is_finite()) {
-        let at = task.range.start + i;
-        bail!(
-            Numerics,
-            "layer {:?}: the update of weight {at} overflows; raise the damping",
-            task.name
-        );
+    reset(&mut scratch.change, weights.len());
+    for &i in &scratch.alive {
+        let i = i as usize;
+        scratch.change[i] = settled.weights[i] as f64 - weights[i] as f64;
     }
-    let moved = |i: u32| settled.weights[i as usize] as f64 - weights[i as usize] as f64;
-    scratch.weight.clear();
-    scratch.weight.extend(scratch.alive.iter().map(|&i| moved(i)));
-    (settled.loss, settled.loss_damped) =
-        losses(&scratch.fisher, weights.len(), &scratch.alive, &scratch.weight, task.damping);
+    multiply(&scratch.fisher, &scratch.change, &mut scratch.pull);
+    let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    settled.loss = 0.5 * dot(&scratch.change, &scratch.pull);
+    settled.loss_damped = settled.loss + 0.5 * task.damping * dot(&scratch.change, &scratch.change);
     Ok(settled)
-}
-
-/// ½ δᵀFδ and ½ δᵀ(F + λI)δ for a change δ of the weights at `offsets`.
-fn losses(fisher: &[f64], len: usize, offsets: &[u32], delta: &[f64], damping: f64) -> (f64, f64) {
-    let (mut curved, mut square) = (0.0, 0.0);
-    for (&i, &d) in offsets.iter().zip(delta) {
-        let row = &fisher[i as usize * len..][..len];
-        let product: f64 = offsets.iter().zip(delta).map(|(&j, e)| row[j as usize] * e).sum();
-        curved += d * product;
-        square += d * d;
-    }
-    (0.5 * curved, 0.5 * (curved + damping * square))
 }
 
 impl Scratch {
@@ -179,13 +176,14 @@ impl Scratch {
     }
 
     /// Fetches the block of the Fisher and refuses what is no Fisher.
-    fn fetch(&mut self, task: &Task, curvature: &dyn Curvature) -> Result<()> {
+    fn fetch(&mut self, task: &Task<'_>, curvature: &dyn Curvature) -> Result<()> {
         let n = task.range.len();
         self.fisher.resize(n * n, 0.0);
-        let fisher = &mut self.fisher;
-        curvature.block(task.index, fisher);
-        let sound = fisher.iter().all(|f| f.is_finite())
-            && fisher.iter().step_by(n + 1).all(|diagonal| *diagonal >= 0.0);
+        curvature.block(task.index, &mut self.fisher);
+        // Without an early exit inside a chunk, so that chunks are checked in vectors.
+        let finite = |chunk: &[f64]| chunk.iter().fold(true, |all, f| all & f.is_finite());
+        let sound = self.fisher.chunks(64).all(finite)
+            && self.fisher.iter().step_by(n + 1).all(|diagonal| *diagonal >= 0.0);
         if !sound {
             bail!(
                 Numerics,
@@ -198,113 +196,90 @@ impl Scratch {
         Ok(())
     }
 
-    /// Cholesky factor of A = (F + λI)/λ over the survivors.
-    fn factor(&mut self, task: &Task) -> Result<()> {
-        let kept = std::mem::take(&mut self.kept);
-        let result = self.factor_over(task, &kept);
-        self.kept = kept;
-        result
-    }
-
-    /// Cholesky factor of A = (F + λI)/λ over `offsets`.
-    fn factor_over(&mut self, task: &Task, offsets: &[u32]) -> Result<()> {
-        let (n, len) = (offsets.len(), task.range.len());
-        self.factor.resize(n * n, 0.0);
-        for (&i, out) in offsets.iter().zip(self.factor.chunks_exact_mut(n)) {
-            let row = &self.fisher[i as usize * len..][..len];
-            for (&j, out) in offsets.iter().zip(out) {
-                *out = row[j as usize] / task.damping;
-            }
-        }
-        self.factor.iter_mut().step_by(n + 1).for_each(|diagonal| *diagonal += 1.0);
-        self.dense.factor(&mut self.factor, n).map_err(|_| too_small(task))
-    }
-
-    /// A⁻¹ from the factor: its lower triangle (column-major).
-    fn invert(&mut self, n: usize) {
-        self.inverse.resize(n * n, 0.0);
-        self.dense.invert(&self.factor, n, &mut self.inverse);
+    /// Cholesky factor of A over the survivors.
+    fn factor_kept(&mut self, task: &Task<'_>) -> Result<()> {
+        pack(&self.fisher, task, &self.kept, &mut self.factor);
+        self.dense.factor(&mut self.factor, self.kept.len()).map_err(|_| too_small(task))
     }
 
     /// δ_S = (F_SS)⁻¹ F_SP w_P from the factor over the survivors.
-    fn solve(&mut self, task: &Task, weights: &[f32], survivors: &[bool]) {
-        let (n, len) = (self.kept.len(), task.range.len());
-        let gone = |i: &&u32| !survivors[**i as usize];
-        self.delta.clear();
-        for &i in &self.kept {
-            let row = &self.fisher[i as usize * len..][..len];
-            let product: f64 = self
-                .alive
-                .iter()
-                .filter(gone)
-                .map(|&j| row[j as usize] * weights[j as usize] as f64)
-                .sum();
-            self.delta.push(product / task.damping);
+    fn solve_joint(&mut self, task: &Task<'_>, weights: &[f32], survivors: &[bool]) {
+        reset(&mut self.delta, self.kept.len());
+        if self.kept.len() == self.alive.len() {
+            return;
         }
-        if self.kept.len() < self.alive.len() {
-            self.dense.solve(&self.factor, n, &mut self.delta);
+        reset(&mut self.change, weights.len());
+        for &p in self.alive.iter().filter(|p| !survivors[**p as usize]) {
+            self.change[p as usize] = weights[p as usize] as f64;
         }
+        multiply(&self.fisher, &self.change, &mut self.pull);
+        for (delta, &i) in self.delta.iter_mut().zip(&self.kept) {
+            *delta = self.pull[i as usize] / task.damping;
+        }
+        self.dense.solve(&self.factor, self.kept.len(), &mut self.delta);
     }
 
-    /// δ = −Σ_p F⁻¹_:p w_p/[F⁻¹]_pp over the removed p, at the survivors.
+    /// δ = −Σ_p F⁻¹_:p w_p/[F⁻¹]_pp over the removed p, at the survivors: one solve with the right
+    /// side w_p/H_pp.
     fn add_single_updates(
         &mut self,
-        task: &Task,
+        task: &Task<'_>,
         weights: &[f32],
         survivors: &[bool],
     ) -> Result<()> {
-        let offsets = std::mem::take(&mut self.alive);
-        let n = offsets.len();
-        let factored = self.factor_over(task, &offsets);
-        self.alive = offsets;
-        factored?;
-        self.invert(n);
-        let inverse = &self.inverse;
-        let at = |i: usize, j: usize| inverse[i.min(j) * n + i.max(j)];
+        let n = self.alive.len();
+        pack(&self.fisher, task, &self.alive, &mut self.factor);
+        self.dense.factor(&mut self.factor, n).map_err(|_| too_small(task))?;
+        self.invert_diagonal(n, task)?;
+        let side = self.alive.iter().zip(&self.diagonal).map(|(&p, diagonal)| {
+            if survivors[p as usize] { 0.0 } else { -weights[p as usize] as f64 / diagonal }
+        });
+        self.pull.clear();
+        self.pull.extend(side);
+        self.dense.solve(&self.factor, n, &mut self.pull);
+        let moves = self.alive.iter().zip(&self.pull).filter(|(i, _)| survivors[**i as usize]);
         self.delta.clear();
-        for (i, _) in self.alive.iter().enumerate().filter(|(_, o)| survivors[**o as usize]) {
-            let mut sum = 0.0;
-            for (p, &offset) in self.alive.iter().enumerate() {
-                if !survivors[offset as usize] {
-                    sum -= at(i, p) * weights[offset as usize] as f64 / at(p, p);
-                }
-            }
-            self.delta.push(sum);
-        }
+        self.delta.extend(moves.map(|(_, delta)| delta));
         Ok(())
     }
 
+    /// The diagonal of A⁻¹ from the factor.
+    fn invert_diagonal(&mut self, n: usize, task: &Task<'_>) -> Result<()> {
+        self.inverse.resize(n * n, 0.0);
+        self.diagonal.resize(n, 0.0);
+        self.dense.invert_diagonal(&self.factor, n, &mut self.inverse, &mut self.diagonal);
+        check_diagonal(task, self.diagonal.iter())
+    }
+
     /// Greedy, in f32 where that is enough.
-    fn rank_greedy(&mut self, task: &Task) -> Result<Trace> {
+    fn rank_greedy(&mut self, task: &Task<'_>) -> Result<Trace> {
         let n = self.kept.len();
+        pack(&self.fisher, task, &self.kept, &mut self.factor);
         let largest = self.weight.iter().fold(0.0f64, |max, w| max.max(w.abs()));
         let scale = if largest > 0.0 { largest } else { 1.0 };
         let unit = 0.5 * task.damping * scale * scale;
-        let budget = self.budget.clone();
+        let (a, weight, group) = (&self.factor, &self.weight, &self.group);
+        self.left.clone_from(&self.budget);
         let mut trace = Trace::with_capacity(n);
-        let lower = &self.inverse;
-        self.single.load(lower, &self.weight, scale, &self.group);
-        let kept = &self.kept;
-        let emit = |trace: &mut Trace, i: u32, score: f64| {
-            trace.push(kept[i as usize], unit * score);
-        };
-        if self.single.order(&mut self.budget, |i, score| emit(&mut trace, i, score)).is_ok() {
+        let single = self.single.order(a, weight, scale, group, &mut self.left, |i, score| {
+            trace.push(self.kept[i as usize], unit * score);
+        });
+        if single.is_ok() {
             return Ok(trace);
         }
-        trace = Trace::with_capacity(n);
-        self.budget.copy_from_slice(&budget);
-        self.double.load(lower, &self.weight, scale, &self.group);
-        self.double
-            .order(&mut self.budget, |i, score| emit(&mut trace, i, score))
-            .map_err(|_| too_small(task))?;
+        let mut trace = Trace::with_capacity(n);
+        let double = self.double.order(a, weight, scale, group, &mut self.budget, |i, score| {
+            trace.push(self.kept[i as usize], unit * score);
+        });
+        double.map_err(|_| too_small(task))?;
         Ok(trace)
     }
 
     /// By ρ_p = λ w_p²/(2 H_pp), ties by position.
-    fn rank_scores(&mut self, damping: f64) -> Trace {
+    fn rank_scores(&mut self, task: &Task<'_>) -> Result<Trace> {
         let n = self.kept.len();
-        let rho =
-            |i: usize| 0.5 * damping * self.weight[i] * self.weight[i] / self.inverse[i * (n + 1)];
+        self.invert_diagonal(n, task)?;
+        let rho = |i: usize| 0.5 * task.damping * self.weight[i].powi(2) / self.diagonal[i];
         let mut scores: Vec<(f64, u32)> = (0..n).map(|i| (rho(i), i as u32)).collect();
         scores.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let mut trace = Trace::with_capacity(n);
@@ -315,14 +290,47 @@ impl Scratch {
                 trace.push(self.kept[i as usize], score);
             }
         }
-        trace
+        Ok(trace)
     }
 }
 
-fn too_small(task: &Task) -> crate::error::Error {
+/// A = (F + λI)/λ over the weights at `offsets`, both halves.
+fn pack(fisher: &[f64], task: &Task<'_>, offsets: &[u32], out: &mut Vec<f64>) {
+    let (n, len, scale) = (offsets.len(), task.range.len(), 1.0 / task.damping);
+    out.resize(n * n, 0.0);
+    for (&i, out) in offsets.iter().zip(out.chunks_exact_mut(n)) {
+        let row = &fisher[i as usize * len..][..len];
+        match n == len {
+            true => out.iter_mut().zip(row).for_each(|(out, f)| *out = scale * f),
+            false => offsets.iter().zip(out).for_each(|(&j, out)| *out = scale * row[j as usize]),
+        }
+    }
+    out.iter_mut().step_by(n + 1).for_each(|diagonal| *diagonal += 1.0);
+}
+
+/// y = Fx for the symmetric F; rows where x is 0 are passed over.
+fn multiply(fisher: &[f64], x: &[f64], y: &mut Vec<f64>) {
+    reset(y, x.len());
+    for (row, &x) in fisher.chunks_exact(x.len()).zip(x).filter(|(_, x)| **x != 0.0) {
+        y.iter_mut().zip(row).for_each(|(y, f)| *y += f * x);
+    }
+}
+
+fn reset(vector: &mut Vec<f64>, len: usize) {
+    vector.clear();
+    vector.resize(len, 0.0);
+}
+
+/// The diagonal of A⁻¹ lies in (0, 1], or rounding has eaten it.
+fn check_diagonal<'a>(task: &Task<'_>, mut diagonal: impl Iterator<Item = &'a f64>) -> Result<()> {
+    if diagonal.all(|d| *d > 0.0 && *d <= 1.0 + 1e-6) { Ok(()) } else { Err(too_small(task)) }
+}
+
+fn too_small(task: &Task<'_>) -> crate::error::Error {
     error!(
         Numerics,
-        "layer {:?}: the Fisher of weights {:?} cannot be inverted with damping {:e}; raise the damping",
+        "layer {:?}: the Fisher of weights {:?} cannot be inverted with damping {:e}; raise the \
+         damping",
         task.name,
         task.range,
         task.damping

@@ -1,7 +1,8 @@
-//! Cholesky, inverse and solve of one block in f64, on faer, with workspace that outlives blocks.
+//! Cholesky, solve and the diagonal of the inverse of one block in f64, on faer, with workspace that outlives blocks.
 
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
-use faer::linalg::cholesky::llt::{factor, inverse, solve};
+use faer::linalg::cholesky::llt::{factor, solve};
+use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::{MatMut, MatRef, Par};
 
 /// Workspace for blocks up to the largest seen.
@@ -26,11 +27,20 @@ impl Workspace {
             .map_err(|_| NotPositiveDefinite)
     }
 
-    /// The lower triangle (column-major) of A⁻¹ from L; the upper one of `out` is left alone.
-    pub fn invert(&mut self, l: &[f64], n: usize, out: &mut [f64]) {
-        let stack = self.stack(n);
-        let out = MatMut::from_column_major_slice_mut(out, n, n);
-        inverse::inverse(out, MatRef::from_column_major_slice(l, n, n), Par::Seq, stack);
+    /// The diagonal of A⁻¹ = L⁻ᵀL⁻¹ from L: the squared norms of the columns of L⁻¹, which is left
+    /// in the lower triangle of `inverse`.
+    pub fn invert_diagonal(
+        &mut self,
+        l: &[f64],
+        n: usize,
+        inverse: &mut [f64],
+        diagonal: &mut [f64],
+    ) {
+        let out = MatMut::from_column_major_slice_mut(inverse, n, n);
+        invert_lower_triangular(out, MatRef::from_column_major_slice(l, n, n), Par::Seq);
+        for (j, (column, out)) in inverse.chunks_exact(n).zip(diagonal).enumerate() {
+            *out = column[j..].iter().map(|x| x * x).sum();
+        }
     }
 
     /// x ← A⁻¹x from L.
@@ -44,7 +54,6 @@ impl Workspace {
         if self.buffer.is_none() || self.capacity < n {
             let need = StackReq::any_of(&[
                 factor::cholesky_in_place_scratch::<f64>(n, Par::Seq, Default::default()),
-                inverse::inverse_scratch::<f64>(n, Par::Seq),
                 solve::solve_in_place_scratch::<f64>(n, 1, Par::Seq),
             ]);
             self.buffer = Some(MemBuffer::new(need));
@@ -59,25 +68,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn inverse_and_solve_agree_with_the_matrix() {
+    fn solves_and_diagonals_agree_with_the_matrix() {
         let mut workspace = Workspace::default();
         for n in [1, 2, 7, 33, 5] {
             let entry = |i: usize, j: usize| {
                 1.0 / (1.0 + (i as f64 - j as f64).abs()) + if i == j { 0.5 } else { 0.0 }
             };
-            let a: Vec<f64> = (0..n * n).map(|k| entry(k / n, k % n)).collect();
-            let (mut l, mut inverse) = (a.clone(), vec![0.0; n * n]);
+            let mut l: Vec<f64> = (0..n * n).map(|k| entry(k / n, k % n)).collect();
             workspace.factor(&mut l, n).unwrap();
-            workspace.invert(&l, n, &mut inverse);
-            let at = |i: usize, j: usize| inverse[i.min(j) * n + i.max(j)];
-            let mut x: Vec<f64> = (0..n).map(|i| i as f64 - 2.0).collect();
-            workspace.solve(&l, n, &mut x);
-            for i in 0..n {
-                let product: f64 = (0..n).map(|k| entry(i, k) * x[k]).sum();
-                assert!((product - (i as f64 - 2.0)).abs() < 1e-11);
-                for j in 0..n {
-                    let product: f64 = (0..n).map(|k| entry(i, k) * at(k, j)).sum();
-                    assert!((product - f64::from(u8::from(i == j))).abs() < 1e-12);
+            let (mut scratch, mut diagonal) = (vec![f64::NAN; n * n], vec![0.0; n]);
+            workspace.invert_diagonal(&l, n, &mut scratch, &mut diagonal);
+            for column in 0..n {
+                let mut x = vec![0.0; n];
+                x[column] = 1.0;
+                workspace.solve(&l, n, &mut x);
+                assert!((x[column] - diagonal[column]).abs() < 1e-12);
+                for i in 0..n {
+                    let product: f64 = (0..n).map(|k| entry(i, k) * x[k]).sum();
+                    assert!((product - f64::from(u8::from(i == column))).abs() < 1e-12);
                 }
             }
         }

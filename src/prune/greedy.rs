@@ -7,28 +7,22 @@
 //! only w and diag H follow at once; then what is left of H is gathered into its leading corner and
 //! gets the panel's rank-k update, so that every panel is cheaper than the one before.
 //!
-//! H comes scaled by λ, so its diagonal lies in (0, 1], and w by its largest magnitude: nothing
+//! H is that of A = (F + λI)/λ, so its diagonal lies in (0, 1], and w by its largest magnitude: nothing
 //! overflows in f32, and the precision lost in the downdates shows as a pivot that is small against
 //! the diagonal it started from. The kernel gives up then, and the caller repeats it in f64.
 
-use std::ops::{Add, AddAssign, Div, Mul, SubAssign};
+use super::kernel::{LANES, PrecisionLost, Real, add_rows, invert};
 
-use faer::traits::{ComplexField, SimdArch};
-
-/// Rows are padded to whole vectors, so that loops over them have no remainder.
-const LANES: usize = 16;
 /// Pivots per panel: the panel stays in the L1 cache, and H is gathered often enough.
 const PANEL: usize = 16;
-/// Rows that [`subtract`] takes at a time.
-const UNROLL: usize = 4;
-/// Columns that [`subtract`] takes at a time.
-const CHUNK: usize = 128;
 
 /// Buffers of the greedy order, for blocks up to the largest seen. Positions are compact: the
 /// candidates left are 0..n, and `slot` says which weight of the block each one is.
 #[derive(Default)]
 pub(super) struct Workspace<T: Real> {
-    /// λH of the candidates, rows of `stride`.
+    /// A, then its Cholesky factor, rows of `stride`.
+    factor: Vec<T>,
+    /// H of the candidates, rows of `stride`.
     h: Vec<T>,
     /// The pivot rows of the panel, rows of `stride`.
     v: Vec<T>,
@@ -45,25 +39,50 @@ pub(super) struct Workspace<T: Real> {
     moves: Vec<(usize, usize)>,
 }
 
-/// The downdates cancelled more digits than the type has to spare.
-#[derive(Debug)]
-pub(super) struct PrecisionLost;
-
 impl<T: Real> Workspace<T> {
-    /// Loads a block of `n` weights: the lower triangle (column-major) of λH, the weights divided
-    /// by `scale`, and the group of each.
-    pub fn load(&mut self, lower: &[f64], weights: &[f64], scale: f64, group: &[u32]) {
+    /// The order in which a block gives up its weights: the matrix A = (F + λI)/λ (dense, n×n), the
+    /// weights (divided by `scale`), the group of each and in `budget` what each group may lose; a
+    /// group at 0 bars its other members. Each removal is handed to `emit` as the weight's number
+    /// and its marginal score w_p²/H_pp in the scaled units, H = A⁻¹.
+    pub fn order(
+        &mut self,
+        a: &[f64],
+        weights: &[f64],
+        scale: f64,
+        group: &[u32],
+        budget: &mut [u32],
+        mut emit: impl FnMut(u32, f64),
+    ) -> Result<(), PrecisionLost> {
+        let parts = (self, budget, &mut emit);
+        T::vectorized(
+            #[inline(always)]
+            move || {
+                // Moved out, so that the closure is FnOnce and is inlined into the dispatched code.
+                let (this, budget, emit) = parts;
+                this.load(a, weights, scale, group)?;
+                this.run(budget, emit)
+            },
+        )
+    }
+
+    #[inline(always)]
+    fn load(
+        &mut self,
+        a: &[f64],
+        weights: &[f64],
+        scale: f64,
+        group: &[u32],
+    ) -> Result<(), PrecisionLost> {
         let n = weights.len();
         self.stride = n.next_multiple_of(LANES);
         let stride = self.stride;
+        resize(&mut self.factor, n * stride, T::ZERO);
         resize(&mut self.h, n * stride, T::ZERO);
-        for j in 0..n {
-            for (i, value) in lower[j * n..(j + 1) * n].iter().enumerate().skip(j) {
-                let value = T::from_f64(*value);
-                self.h[j * stride + i] = value;
-                self.h[i * stride + j] = value;
-            }
+        for (row, a) in self.factor.chunks_exact_mut(stride).zip(a.chunks_exact(n)) {
+            row.iter_mut().zip(a).for_each(|(out, a)| *out = T::from_f64(*a));
         }
+        resize(&mut self.initial, stride, T::ONE);
+        invert(&mut self.factor, n, stride, &mut self.h, &mut self.initial)?;
         resize(&mut self.v, PANEL * stride, T::ZERO);
         resize(&mut self.score, stride, T::INFINITY.bits());
         resize(&mut self.weight, stride, T::ZERO);
@@ -74,31 +93,12 @@ impl<T: Real> Workspace<T> {
             self.diagonal[i] = self.h[i * stride + i];
             self.barrier[i] = T::ZERO;
         }
-        self.initial.clear();
-        self.initial.extend_from_slice(&self.diagonal);
+        self.initial.copy_from_slice(&self.diagonal);
         self.slot.clear();
         self.slot.extend(0..n as u32);
         self.group.clear();
         self.group.extend_from_slice(group);
-    }
-
-    /// The whole order of removal of the loaded block, handed to `emit` as the weight's number and
-    /// its marginal score w_p²/H_pp in the scaled units. `budget` holds what each group may lose; a
-    /// group at 0 bars its other members.
-    pub fn order(
-        &mut self,
-        budget: &mut [u32],
-        mut emit: impl FnMut(u32, f64),
-    ) -> Result<(), PrecisionLost> {
-        let parts = (self, budget, &mut emit);
-        <T as ComplexField>::Arch::default().dispatch(
-            #[inline(always)]
-            move || {
-                // Moved out, so that the closure is FnOnce and is inlined into the dispatched code.
-                let (this, budget, emit) = parts;
-                this.run(budget, emit)
-            },
-        )
+        Ok(())
     }
 
     #[inline(always)]
@@ -178,7 +178,8 @@ impl<T: Real> Workspace<T> {
         let (before, row) = self.v.split_at_mut(t * stride);
         let row = &mut row[..width];
         row.copy_from_slice(&self.h[p * stride..p * stride + width]);
-        subtract(row, before, stride, p);
+        let factor = |s: usize| -before[s * stride + p];
+        add_rows(row, before, stride, 0, 0..t, factor);
         let (w, d) = (&mut self.weight[..width], &mut self.diagonal[..width]);
         for j in 0..width {
             let v = row[j] * root;
@@ -232,40 +233,10 @@ impl<T: Real> Workspace<T> {
 /// H ← H − VᵀV on the leading `n` positions (and the padding of their rows).
 #[inline(always)]
 fn downdate<T: Real>(h: &mut [T], panel: &[T], stride: usize, n: usize) {
+    let pivots = panel.len() / stride;
     for (i, row) in h.chunks_exact_mut(stride).take(n).enumerate() {
-        subtract(&mut row[..n.next_multiple_of(LANES)], panel, stride, i);
-    }
-}
-
-/// out ← out − Σ_s V_sp V_s: over the rows of a panel.
-#[inline(always)]
-fn subtract<T: Real>(out: &mut [T], panel: &[T], stride: usize, p: usize) {
-    for (chunk, out) in out.chunks_mut(CHUNK).enumerate() {
-        // A local sum: the compiler sees that no row overlaps it, and makes vectors of the loop.
-        let mut sums = [T::ZERO; CHUNK];
-        let sums = &mut sums[..out.len()];
-        let part = |row: usize| {
-            let start = row * stride + chunk * CHUNK;
-            &panel[start..start + out.len()]
-        };
-        let rows = panel.len() / stride;
-        let factor = |row: usize| panel[row * stride + p];
-        let mut s = 0;
-        while s + UNROLL <= rows {
-            let [a, b, c, d] = [part(s), part(s + 1), part(s + 2), part(s + 3)];
-            let [x, y, z, w] = [factor(s), factor(s + 1), factor(s + 2), factor(s + 3)];
-            for j in 0..sums.len() {
-                sums[j] += (x * a[j] + y * b[j]) + (z * c[j] + w * d[j]);
-            }
-            s += UNROLL;
-        }
-        for s in s..rows {
-            let (row, factor) = (part(s), factor(s));
-            for j in 0..sums.len() {
-                sums[j] += factor * row[j];
-            }
-        }
-        out.iter_mut().zip(sums).for_each(|(out, sum)| *out -= *sum);
+        let factor = |s: usize| -panel[s * stride + i];
+        add_rows(&mut row[..n.next_multiple_of(LANES)], panel, stride, 0, 0..pivots, factor);
     }
 }
 
@@ -278,72 +249,4 @@ fn position<T: PartialEq>(slice: &[T], value: T) -> usize {
 fn resize<T: Copy>(buffer: &mut Vec<T>, len: usize, value: T) {
     buffer.clear();
     buffer.resize(len, value);
-}
-
-/// What the kernel asks of a number: f32 or f64.
-pub(super) trait Real:
-    ComplexField
-    + Copy
-    + PartialOrd
-    + Add<Output = Self>
-    + Mul<Output = Self>
-    + Div<Output = Self>
-    + AddAssign
-    + SubAssign
-{
-    /// The representation, ordered like the number where that is not negative.
-    type Bits: Copy + Ord + Default;
-    const ZERO: Self;
-    const ONE: Self;
-    const INFINITY: Self;
-    /// A pivot below this part of its first value has too few digits left to be ranked by.
-    const SPARE: Self;
-    /// A pivot below it, though first of its kind, could make a score overflow.
-    const TINY: Self;
-    fn from_f64(value: f64) -> Self;
-    fn to_f64(self) -> f64;
-    fn sqrt(self) -> Self;
-    fn bits(self) -> Self::Bits;
-}
-
-impl Real for f32 {
-    type Bits = u32;
-    const ZERO: f32 = 0.0;
-    const ONE: f32 = 1.0;
-    const INFINITY: f32 = f32::INFINITY;
-    const SPARE: f32 = 1e-4;
-    const TINY: f32 = 1e-30;
-    fn from_f64(value: f64) -> f32 {
-        value as f32
-    }
-    fn to_f64(self) -> f64 {
-        self as f64
-    }
-    fn sqrt(self) -> f32 {
-        self.sqrt()
-    }
-    fn bits(self) -> u32 {
-        self.to_bits()
-    }
-}
-
-impl Real for f64 {
-    type Bits = u64;
-    const ZERO: f64 = 0.0;
-    const ONE: f64 = 1.0;
-    const INFINITY: f64 = f64::INFINITY;
-    const SPARE: f64 = 1e-12;
-    const TINY: f64 = 1e-200;
-    fn from_f64(value: f64) -> f64 {
-        value
-    }
-    fn to_f64(self) -> f64 {
-        self
-    }
-    fn sqrt(self) -> f64 {
-        self.sqrt()
-    }
-    fn bits(self) -> u64 {
-        self.to_bits()
-    }
 }

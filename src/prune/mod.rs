@@ -26,6 +26,7 @@ mod block;
 mod compress;
 mod dense;
 mod greedy;
+mod kernel;
 mod magnitude;
 mod parallel;
 mod pattern;
@@ -260,7 +261,7 @@ fn collect(
     weights: &[f32],
     alive: &[bool],
     layers: &[Layer],
-    tasks: &[Task],
+    tasks: &[Task<'_>],
     settled: Vec<block::Settled>,
     survivors: Vec<bool>,
 ) -> Step {
@@ -349,7 +350,11 @@ fn check_vectors(weights: &[f32], alive: &[bool], layers: &[Layer]) -> Result<()
 }
 
 /// One task per block: its layer and its damping.
-fn tasks(layers: &[Layer], curvature: &dyn Curvature, plan: &StepPlan) -> Result<Vec<Task>> {
+fn tasks<'a>(
+    layers: &'a [Layer],
+    curvature: &dyn Curvature,
+    plan: &StepPlan,
+) -> Result<Vec<Task<'a>>> {
     let dampings = dampings(layers, curvature, plan.damping)?;
     let blocks = curvature.blocks();
     let mut tasks = Vec::with_capacity(blocks.len());
@@ -367,7 +372,7 @@ fn tasks(layers: &[Layer], curvature: &dyn Curvature, plan: &StepPlan) -> Result
                 layer: number,
                 damping: dampings[number],
                 groups: plan.pattern.groups(layer, range)?,
-                name: layer.name.clone(),
+                name: &layer.name,
             });
         }
         if end < layer.range.end {

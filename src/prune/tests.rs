@@ -197,18 +197,17 @@ fn brute_force(matrix: &[f64], n: usize, weights: &[f64]) -> (Vec<usize>, Vec<f6
     (order, losses)
 }
 
-fn one_block(n: usize, relative: f64, seed: u64) -> (Net, Dense, Task) {
-    let (net, curvature) = net(&[(1, n)], n, Pattern::Unstructured, seed);
+fn first_task<'a>(net: &'a Net, curvature: &Dense, relative: f64) -> Task<'a> {
     let plan = StepPlan { damping: Damping::Relative(relative), ..plan(0.5) };
-    let task = tasks(&net.layers, &curvature, &plan).unwrap().remove(0);
-    (net, curvature, task)
+    tasks(&net.layers, curvature, &plan).unwrap().remove(0)
 }
 
 #[test]
 fn greedy_is_the_brute_force() {
     // 1e-6 needs the f64 kernel: f32 gives up on its downdates.
     for (n, relative) in [(1, 0.1), (2, 0.1), (17, 0.1), (40, 0.1), (70, 1e-3), (40, 1e-6)] {
-        let (net, curvature, task) = one_block(n, relative, 5 + n as u64);
+        let (net, curvature) = net(&[(1, n)], n, Pattern::Unstructured, 5 + n as u64);
+        let task = first_task(&net, &curvature, relative);
         let (weights, alive) = (&net.weights, &net.alive);
         let mut scratch = Scratch::default();
         let start = Start { weights, alive, curvature: &curvature };
@@ -248,7 +247,8 @@ fn the_joint_update_leaves_no_gradient_at_the_survivors() {
 
 #[test]
 fn the_independent_update_is_the_published_formula() {
-    let (net, curvature, task) = one_block(30, 0.1, 3);
+    let (net, curvature) = net(&[(1, 30)], 30, Pattern::Unstructured, 3);
+    let task = first_task(&net, &curvature, 0.1);
     let plan = StepPlan { update: Update::Independent, ..plan(0.5) };
     let step = net.step(&curvature, &plan).unwrap();
     let n = 30;
