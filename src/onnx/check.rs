@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 
 use crate::error::{Context, Result, bail, error};
-use crate::onnx::external::{self, Reference};
+use crate::onnx::external;
 use crate::onnx::graph::{Node, defined_names, free_names_of_attribute};
 use crate::onnx::nodes::normal_domain;
 use crate::onnx::order::{Step, cycle_error, topological_order};
@@ -70,8 +70,7 @@ fn tensor(proto: &TensorProto) -> Result<()> {
         bail!(Model, "it has elements both inside and in another file");
     }
     match (storage::is_external(proto), element.is_some()) {
-        (true, true) => external::check(proto).map(drop),
-        (true, false) => Reference::parse(proto).map(drop),
+        (true, _) => external::reference(proto).map(drop),
         (false, true) => storage::check_embedded(proto).map(drop),
         (false, false) => Ok(()),
     }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result, bail, error};
 use crate::onnx::proto::{StringStringEntryProto, TensorProto};
 use crate::onnx::storage;
 use crate::sys;
-use crate::tensor::{Data, ElementType, Tensor};
+use crate::tensor::{Data, Tensor};
 
 /// How much is copied at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -118,10 +118,9 @@ impl Span {
 
 /// The tensor that `proto` stores in a file below `folder`.
 pub fn read(folder: &Path, proto: &TensorProto) -> Result<Tensor> {
-    let (element, shape, reference) = check(proto)?;
-    let length = storage::byte_length(element, &shape)?;
-    let span = Reference { length: Some(length as u64), ..reference }.open(folder)?;
-    let mut bytes = Vec::new();
+    let (element, shape) = (storage::element_type(proto)?, storage::shape(proto)?);
+    let span = reference(proto)?.open(folder)?;
+    let (length, mut bytes) = (span.length as usize, Vec::new());
     if bytes.try_reserve_exact(length).is_err() {
         bail!(Memory, "there is no memory for its {length} bytes");
     }
@@ -130,19 +129,23 @@ pub fn read(folder: &Path, proto: &TensorProto) -> Result<Tensor> {
     Tensor::new(shape, Data::from_le_bytes(element, &bytes)?)
 }
 
-/// The element type, shape and reference of `proto`, if they fit together.
-pub fn check(proto: &TensorProto) -> Result<(ElementType, Vec<usize>, Reference)> {
-    let (element, shape) = (storage::element_type(proto)?, storage::shape(proto)?);
-    let (expected, reference) = (storage::byte_length(element, &shape)?, Reference::parse(proto)?);
-    match reference.length {
-        Some(length) if length != expected as u64 => bail!(
-            Model,
-            "shape {shape:?} of {element} takes {expected} bytes, but its external data in {:?} \
-             has {length}",
-            reference.location
-        ),
-        _ => Ok((element, shape, reference)),
+/// Where `proto` is stored: exactly the bytes that its shape takes, where hone knows the element
+/// type.
+pub fn reference(proto: &TensorProto) -> Result<Reference> {
+    let (mut reference, shape) = (Reference::parse(proto)?, storage::shape(proto)?);
+    if let Ok(element) = storage::element_type(proto) {
+        let expected = storage::byte_length(element, &shape)? as u64;
+        let length = *reference.length.get_or_insert(expected);
+        if length != expected {
+            bail!(
+                Model,
+                "shape {shape:?} of {element} takes {expected} bytes, but its external data in \
+                 {:?} has {length}",
+                reference.location
+            );
+        }
     }
+    Ok(reference)
 }
 
 /// The value of an external data entry; twice the same key is an error.

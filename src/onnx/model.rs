@@ -365,6 +365,22 @@ mod tests {
     }
 
     #[test]
+    fn a_reference_without_length_is_the_tensor_and_no_more() {
+        let folder = external();
+        let path = folder.path().join("model.onnx");
+        let mut model = Model::load(&path).unwrap();
+        for tensor in &mut model.proto.graph.as_option_mut().unwrap().initializer {
+            tensor.external_data.retain(|entry| entry.key.as_deref() != Some("length"));
+        }
+        let data = folder.path().join("weights.bin");
+        fs::write(&data, [fs::read(&data).unwrap(), vec![1; 100]].concat()).unwrap();
+        model.save(folder.path().join("out.onnx")).unwrap();
+        assert_eq!(fs::metadata(folder.path().join("out.onnx.data")).unwrap().len(), 16);
+        let saved = Model::load(folder.path().join("out.onnx")).unwrap();
+        assert_eq!(saved.tensor("w").unwrap(), weights());
+    }
+
+    #[test]
     fn saving_over_the_source_leaves_its_data_alone() {
         let folder = external();
         let path = folder.path().join("model.onnx");

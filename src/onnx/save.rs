@@ -12,7 +12,7 @@ use buffa::Message;
 
 use crate::atomic_file::{AtomicFile, folder_of};
 use crate::error::{Context, Result, bail, error};
-use crate::onnx::external::Reference;
+use crate::onnx::external::{self, Reference};
 use crate::onnx::graph::Graph;
 use crate::onnx::model::Model;
 use crate::onnx::proto::tensor_proto::DataLocation;
@@ -140,7 +140,7 @@ impl<'a> DataFile<'a> {
     fn take(&mut self, tensor: &mut TensorProto) -> Result<()> {
         let reference = match tensor.raw_data.take() {
             Some(raw) => self.append(raw.len() as u64, |file| file.append(&raw))?,
-            None => self.copy(Reference::parse(tensor)?)?,
+            None => self.copy(external::reference(tensor)?)?,
         };
         tensor.external_data = reference.entries();
         tensor.data_location = Some(DataLocation::EXTERNAL);
