@@ -7,7 +7,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, Result};
 
 /// Sets an environment variable unless it is set already.
 ///
@@ -84,6 +86,27 @@ pub fn peak_memory_bytes() -> u64 {
         usage
     };
     usage.ru_maxrss as u64 * 1024
+}
+
+/// Maps a nameless file of `len` zero bytes in `folder`, whose space is set aside beforehand.
+///
+/// The file is gone when the mapping is dropped. Errors of kind `Io` name the folder.
+pub fn map_scratch_file(folder: &Path, len: usize) -> Result<memmap2::MmapMut> {
+    let failed = |source: std::io::Error| {
+        let message = format!("{}: cannot make a scratch file of {len} bytes", folder.display());
+        Error::new(ErrorKind::Io, format!("{message}: {source}")).with_source(source)
+    };
+    let file = tempfile::tempfile_in(folder).map_err(failed)?;
+    let size = libc::off_t::try_from(len).map_err(|e| failed(std::io::Error::other(e)))?;
+    // SAFETY: the descriptor is open during the call, which touches no memory of this process.
+    // Without the space set aside, a full disk would kill the process at a later write.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, size) } {
+        0 => {}
+        code => return Err(failed(std::io::Error::from_raw_os_error(code))),
+    }
+    // SAFETY: the file has no name and its descriptor is not shared, so nobody else can change or
+    // shorten it under the mapping.
+    unsafe { memmap2::MmapMut::map_mut(&file) }.map_err(failed)
 }
 
 #[cfg(test)]

@@ -92,7 +92,7 @@ impl BlockFisher {
                 let k = syrk::DEPTH.min(count - start);
                 let rows = &rows[start * stride + block.start - offset..];
                 panel::pack(rows, stride, k, block.len(), panels);
-                syrk::add(block.len(), k, panels, half);
+                syrk::add(block.len(), k, panels, syrk::Sums::Single, half);
             }
         });
     }

@@ -6,11 +6,23 @@
 //! form, through the m×m matrix S = mλI + GGᵀ and the identity F⁻¹ = (I − GᵀS⁻¹G)/λ.
 
 pub mod block;
+pub mod block_fixed;
 pub mod dense;
+pub mod fixed;
 mod kernels;
+pub mod machine;
+pub mod optimizer;
 mod parallel;
+mod passes;
+pub mod sliding;
+pub mod store;
 
 pub use block::BlockFisher;
+pub use block_fixed::BlockFixed;
+pub use fixed::Fixed;
+pub use optimizer::Optimizer;
+pub use sliding::Sliding;
+pub use store::{GradientStore, Gradients, Storage};
 
 #[cfg(test)]
 mod tolerance;

@@ -37,7 +37,7 @@ mod tests {
     #[test]
     fn every_item_is_done_once_whatever_the_number_of_threads() {
         for threads in [1, 2, 5, 40] {
-            let mut done = vec![0; 33];
+            let mut done = [0; 33];
             let mut scratch = vec![0usize; threads];
             for_each(&mut scratch, done.iter_mut(), |count, item| {
                 *item += 1;

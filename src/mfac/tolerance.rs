@@ -37,6 +37,11 @@ fn assert_within(got: &[f64], want: &[f64], absolute: f64) {
     }
 }
 
+/// The same numbers in f64.
+pub fn widen(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| f64::from(x)).collect()
+}
+
 /// GᵀG of the m×d matrix `g`, dense, in f64.
 pub fn gram_columns(g: &[f32], m: usize, d: usize) -> Vec<f64> {
     let mut out = vec![0.0; d * d];
@@ -78,4 +83,40 @@ impl Rng {
     pub fn normals(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.normal() as f32).collect()
     }
+}
+
+/// Gradients that are hard on the numerics: column scales that decay over four decades, a few
+/// directions that all rows share, and every eighth row a near copy of the one before.
+pub fn hard_gradients(m: usize, d: usize, seed: u64) -> Vec<f32> {
+    let mut rng = Rng::new(seed);
+    let scales: Vec<f64> = (0..d).map(|_| 10f64.powf(-4.0 * rng.uniform())).collect();
+    let shared: Vec<Vec<f32>> = (0..3).map(|_| rng.normals(d)).collect();
+    let mut g = vec![0.0; m * d];
+    for i in 0..m {
+        let weights = [rng.normal(), rng.normal(), rng.normal()];
+        for j in 0..d {
+            let common: f64 = (0..3).map(|s| weights[s] * f64::from(shared[s][j])).sum();
+            g[i * d + j] = ((2.0 * common + rng.normal()) * scales[j]) as f32;
+        }
+        if i % 8 == 7 {
+            for j in 0..d {
+                g[i * d + j] = g[(i - 1) * d + j] * (1.0 + 1e-3 * rng.normal()) as f32;
+            }
+        }
+    }
+    g
+}
+
+/// (λI + GᵀG/m)⁻¹, dense, in f64, and the mean diagonal of GᵀG/m.
+pub fn dense_inverse(g: &[f32], m: usize, d: usize, damping: f64) -> Vec<f64> {
+    let f: Vec<f64> = gram_columns(g, m, d).iter().map(|x| x / m as f64).collect();
+    let (mut l, mut out, mut t) = (vec![0.0; d * d], vec![0.0; d * d], vec![0.0; d * d]);
+    super::dense::factor(&f, d, damping, &mut l).unwrap();
+    super::dense::invert(&l, d, &mut out, &mut t);
+    out
+}
+
+/// The mean of the squares: the mean diagonal of GᵀG/m.
+pub fn mean_square(g: &[f32]) -> f64 {
+    g.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>() / g.len() as f64
 }

@@ -66,8 +66,10 @@ pub(super) fn invert<T: Real>(
         row.iter_mut().for_each(|w| *w = *w * corner);
         add_rows(row, below, stride, 0, 0..n - 1 - i, |k| below[k * stride + i]);
     }
-    for i in 0..n {
-        if !(diagonal[i] * h[i * stride + i] * T::SPARE < T::ONE) {
+    for (i, &first) in diagonal.iter().enumerate().take(n) {
+        // False for NaN as well.
+        let enough_left = first * h[i * stride + i] * T::SPARE < T::ONE;
+        if !enough_left {
             return Err(PrecisionLost);
         }
         for j in 0..i {

@@ -6,6 +6,7 @@
 //! its edge cases.
 
 use super::tile::WIDTH;
+use super::transpose::{SIDE, interleave};
 
 /// The number of strips of `n` columns.
 pub fn strips(n: usize) -> usize {
@@ -19,15 +20,30 @@ pub fn len(k: usize, n: usize) -> usize {
 
 /// Packs the k×n matrix whose row i is `rows[i·stride..][..n]`.
 pub fn pack(rows: &[f32], stride: usize, k: usize, n: usize, panels: &mut [f32]) {
-    let panels = &mut panels[..len(k, n)];
-    for (s, strip) in panels.chunks_exact_mut(WIDTH * k.max(1)).enumerate() {
-        let width = WIDTH.min(n - s * WIDTH);
-        for (i, packed) in strip.chunks_exact_mut(WIDTH).enumerate() {
-            let row = &rows[i * stride + s * WIDTH..][..width];
-            packed[..width].copy_from_slice(row);
-            packed[width..].fill(0.0);
+    for i in 0..k {
+        pack_row(&rows[i * stride..][..n], i, k, panels);
+    }
+}
+
+/// Packs row `i` of a matrix of k rows.
+pub fn pack_row(row: &[f32], i: usize, k: usize, panels: &mut [f32]) {
+    let strips = panels.chunks_exact_mut(WIDTH * k);
+    for (strip, row) in strips.zip(row.chunks(WIDTH)) {
+        let packed = &mut strip[i * WIDTH..][..WIDTH];
+        match <&[f32; WIDTH]>::try_from(row) {
+            Ok(row) => packed.copy_from_slice(row),
+            Err(_) => {
+                packed[..row.len()].copy_from_slice(row);
+                packed[row.len()..].fill(0.0);
+            }
         }
     }
+}
+
+/// Packs eight vectors of k numbers as the columns `first..first + 8` (`first` a multiple of 8).
+pub fn pack_columns(columns: [&[f32]; SIDE], first: usize, k: usize, panels: &mut [f32]) {
+    let strip = &mut panels[first / WIDTH * WIDTH * k..][..WIDTH * k];
+    interleave(columns, k, &mut strip[first % WIDTH..], WIDTH);
 }
 
 #[cfg(test)]
@@ -46,5 +62,20 @@ mod tests {
                 assert_eq!(panels[j / WIDTH * WIDTH * k + i * WIDTH + j % WIDTH], want);
             }
         }
+    }
+
+    #[test]
+    fn columns_pack_like_the_rows_of_the_transpose() {
+        let (k, n) = (13, 26);
+        let rows: Vec<f32> = (0..k * n).map(|i| i as f32).collect();
+        let columns: Vec<Vec<f32>> = (0..strips(n) * WIDTH)
+            .map(|j| (0..k).map(|i| if j < n { rows[i * n + j] } else { 0.0 }).collect())
+            .collect();
+        let (mut want, mut got) = (vec![f32::NAN; len(k, n)], vec![f32::NAN; len(k, n)]);
+        pack(&rows, n, k, n, &mut want);
+        for (i, eight) in columns.chunks_exact(SIDE).enumerate() {
+            pack_columns(std::array::from_fn(|j| &eight[j][..]), i * SIDE, k, &mut got);
+        }
+        assert_eq!(got, want);
     }
 }

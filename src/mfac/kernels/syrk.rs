@@ -2,11 +2,11 @@
 //!
 //! H is kept in strips of 24 columns. Strip s holds, row-major, the rows from 24·s to n (rounded
 //! up to the tile's 4), so each 4×24 tile is contiguous and the strictly upper part is left out
-//! but for the corners of tiles on the diagonal. Products of one call are summed in f32, calls in
-//! f64: callers keep k at [`DEPTH`] or below, which bounds the error by the rounding of that sum.
+//! but for the corners of tiles on the diagonal. Sums of one call may be in f32, sums of calls are
+//! in f64: callers keep k at [`DEPTH`] or below, which bounds the error by the rounding of that sum.
 
 use super::panel::strips;
-use super::tile::{HEIGHT, Tile, WIDTH, accumulate, product};
+use super::tile::{HEIGHT, Tile, WIDTH, accumulate, accumulate_product, product};
 
 /// The most rows summed in f32 before they are added to the f64 sums: 24 columns of 192 rows and
 /// the 4 of the other operand fit a first-level cache of 32 KiB.
@@ -17,17 +17,31 @@ pub fn half_len(n: usize) -> usize {
     offset(n, strips(n))
 }
 
+/// How the products of one call are summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sums {
+    /// In f32, then added to the f64 sums.
+    Single,
+    /// In f64 throughout: exact products, half the speed.
+    Double,
+}
+
 /// H += PᵀP for the k×n matrix P in `panels`.
-pub fn add(n: usize, k: usize, panels: &[f32], half: &mut [f64]) {
+pub fn add(n: usize, k: usize, panels: &[f32], sums: Sums, half: &mut [f64]) {
     let mut tile: Tile = [0.0; HEIGHT * WIDTH];
     for s in 0..strips(n) {
         let b = &panels[s * WIDTH * k..][..WIDTH * k];
         let strip = &mut half[offset(n, s)..offset(n, s + 1)];
-        for (t, sums) in strip.chunks_exact_mut(HEIGHT * WIDTH).enumerate() {
+        for (t, out) in strip.chunks_exact_mut(HEIGHT * WIDTH).enumerate() {
             let row = s * WIDTH + t * HEIGHT;
             let a = &panels[row / WIDTH * WIDTH * k + row % WIDTH..];
-            product(k, a, WIDTH, b, &mut tile);
-            accumulate(&tile, sums);
+            match sums {
+                Sums::Single => {
+                    product(k, a, WIDTH, b, &mut tile);
+                    accumulate(&tile, out);
+                }
+                Sums::Double => accumulate_product(k, a, WIDTH, b, out),
+            }
         }
     }
 }
@@ -75,8 +89,8 @@ mod tests {
             let mut panels = vec![0.0; panel::len(k, n)];
             panel::pack(&rows, n, k, n, &mut panels);
             let mut half = vec![0.0; half_len(n)];
-            add(n, k, &panels, &mut half);
-            add(n, k, &panels, &mut half);
+            add(n, k, &panels, Sums::Single, &mut half);
+            add(n, k, &panels, Sums::Double, &mut half);
             let (mut got, want) = (vec![f64::NAN; n * n], gram_columns(&rows, k, n));
             expand(n, &half, 0.5, &mut got);
             assert_rounding(&got, &want, k);

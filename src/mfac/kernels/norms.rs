@@ -1,0 +1,86 @@
+//! Column norms of V = T·G for a lower triangular T, without storing V.
+//!
+//! T is packed once by groups of four rows, each only as deep as its last row is long; the four
+//! rows of V they give are squared and summed while still in the tile.
+
+use super::tile::{HEIGHT, Tile, WIDTH, product};
+
+/// The length of a packed m×m lower triangle.
+pub fn packed_len(m: usize) -> usize {
+    let groups = m.div_ceil(HEIGHT);
+    HEIGHT * HEIGHT * (groups * (groups + 1) / 2)
+}
+
+/// Packs scale·T, T_ij at `t[j·m + i]`, in f32.
+pub fn pack(t: &[f64], m: usize, scale: f64, packed: &mut [f32]) {
+    let mut rest = packed;
+    for first in (0..m).step_by(HEIGHT) {
+        let (group, tail) = rest.split_at_mut(HEIGHT * (first + HEIGHT));
+        for (k, column) in group.chunks_exact_mut(HEIGHT).enumerate() {
+            for (i, out) in column.iter_mut().enumerate() {
+                let row = first + i;
+                *out = if k <= row && row < m { (scale * t[k * m + row]) as f32 } else { 0.0 };
+            }
+        }
+        rest = tail;
+    }
+}
+
+/// `norms[s·24 + c] = ‖T·g‖²` for the columns g of the strips in `panels` (m rows rounded up to 4,
+/// those past m zero), `depth` = that number of rows.
+pub fn column_norms(packed: &[f32], depth: usize, panels: &[f32], norms: &mut [f64]) {
+    norms.fill(0.0);
+    let mut tile: Tile = [0.0; HEIGHT * WIDTH];
+    let mut rest = packed;
+    for first in (0..depth).step_by(HEIGHT) {
+        let k = first + HEIGHT;
+        let (group, tail) = rest.split_at(HEIGHT * k);
+        for (strip, norms) in panels.chunks_exact(WIDTH * depth).zip(norms.chunks_exact_mut(WIDTH))
+        {
+            product(k, group, HEIGHT, strip, &mut tile);
+            add_squares(&tile, norms);
+        }
+        rest = tail;
+    }
+}
+
+fn add_squares(tile: &Tile, norms: &mut [f64]) {
+    let (ab, cd) = tile.split_at(2 * WIDTH);
+    let ((a, b), (c, d)) = (ab.split_at(WIDTH), cd.split_at(WIDTH));
+    for (j, norm) in norms.iter_mut().enumerate() {
+        *norm += f64::from((a[j] * a[j] + b[j] * b[j]) + (c[j] * c[j] + d[j] * d[j]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mfac::kernels::panel;
+    use crate::mfac::tolerance::{Rng, assert_rounding};
+
+    #[test]
+    fn norms_match_plain_sums_at_odd_sizes() {
+        let mut rng = Rng::new(13);
+        for (m, n) in [(1, 1), (5, 30), (193, 24), (256, 50), (264, 7)] {
+            let t: Vec<f64> = (0..m * m).map(|_| rng.normal() / m as f64).collect();
+            let g = rng.normals(m * n);
+            let mut packed = vec![f32::NAN; packed_len(m)];
+            pack(&t, m, 0.5, &mut packed);
+            let depth = m.next_multiple_of(HEIGHT);
+            let padded = [g.clone(), vec![0.0; (depth - m) * n]].concat();
+            let mut panels = vec![0.0; panel::len(depth, n)];
+            panel::pack(&padded, n, depth, n, &mut panels);
+            let mut norms = vec![f64::NAN; panel::strips(n) * WIDTH];
+            column_norms(&packed, depth, &panels, &mut norms);
+            let want: Vec<f64> = (0..n)
+                .map(|c| {
+                    let row = |i: usize| {
+                        (0..=i).map(|k| 0.5 * t[k * m + i] * f64::from(g[k * n + c])).sum::<f64>()
+                    };
+                    (0..m).map(|i| row(i).powi(2)).sum()
+                })
+                .collect();
+            assert_rounding(&norms[..n], &want, m);
+        }
+    }
+}
