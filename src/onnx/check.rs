@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 
 use crate::error::{Context, Result, bail, error};
-use crate::onnx::external::Reference;
+use crate::onnx::external;
 use crate::onnx::graph::{Node, defined_names, free_names_of_attribute};
 use crate::onnx::nodes::normal_domain;
 use crate::onnx::order::{Step, cycle_error, topological_order};
@@ -65,14 +65,15 @@ fn tensor(proto: &TensorProto) -> Result<()> {
     // The smallest size stands in for the types that hone does not know.
     let element = storage::element_type(proto).ok();
     storage::byte_length(element.unwrap_or(ElementType::U8), &shape)?;
-    if storage::is_external(proto) {
-        // Only the tensors that hone replaced have both, between replacing and saving.
-        if proto.raw_data.is_some() {
-            bail!(Model, "it has elements both inside and in another file");
-        }
-        return Reference::parse(proto).map(drop);
+    // Only the tensors that hone replaced have both, between replacing and saving.
+    if storage::is_external(proto) && proto.raw_data.is_some() {
+        bail!(Model, "it has elements both inside and in another file");
     }
-    if element.is_some() { storage::check_embedded(proto).map(drop) } else { Ok(()) }
+    match (storage::is_external(proto), element.is_some()) {
+        (true, _) => external::reference(proto).map(drop),
+        (false, true) => storage::check_embedded(proto).map(drop),
+        (false, false) => Ok(()),
+    }
 }
 
 /// Checks names and order in a graph. `scopes` are the names of the graphs around it.

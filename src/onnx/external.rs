@@ -119,24 +119,33 @@ impl Span {
 /// The tensor that `proto` stores in a file below `folder`.
 pub fn read(folder: &Path, proto: &TensorProto) -> Result<Tensor> {
     let (element, shape) = (storage::element_type(proto)?, storage::shape(proto)?);
-    let expected = storage::byte_length(element, &shape)?;
-    let reference = Reference::parse(proto)?;
-    if let Some(length) = reference.length.filter(|&length| length != expected as u64) {
-        bail!(
-            Model,
-            "shape {shape:?} of {element} takes {expected} bytes, \
-             but its external data in {:?} has {length}",
-            reference.location
-        );
+    let span = reference(proto)?.open(folder)?;
+    let (length, mut bytes) = (span.length as usize, Vec::new());
+    if bytes.try_reserve_exact(length).is_err() {
+        bail!(Memory, "there is no memory for its {length} bytes");
     }
-    let span = Reference { length: Some(expected as u64), ..reference }.open(folder)?;
-    let mut bytes = Vec::new();
-    if bytes.try_reserve_exact(expected).is_err() {
-        bail!(Memory, "there is no memory for its {expected} bytes");
-    }
-    bytes.resize(expected, 0);
+    bytes.resize(length, 0);
     span.read_at(&mut bytes, 0)?;
     Tensor::new(shape, Data::from_le_bytes(element, &bytes)?)
+}
+
+/// Where `proto` is stored: exactly the bytes that its shape takes, where hone knows the element
+/// type.
+pub fn reference(proto: &TensorProto) -> Result<Reference> {
+    let (mut reference, shape) = (Reference::parse(proto)?, storage::shape(proto)?);
+    if let Ok(element) = storage::element_type(proto) {
+        let expected = storage::byte_length(element, &shape)? as u64;
+        let length = *reference.length.get_or_insert(expected);
+        if length != expected {
+            bail!(
+                Model,
+                "shape {shape:?} of {element} takes {expected} bytes, but its external data in \
+                 {:?} has {length}",
+                reference.location
+            );
+        }
+    }
+    Ok(reference)
 }
 
 /// The value of an external data entry; twice the same key is an error.

@@ -19,7 +19,7 @@ use crate::tensor::{Data, Tensor};
 
 /// The memory that the elements of repeated messages may take while a file is decoded: hostile
 /// files can ask for several hundred times their size, real models stay far below.
-const ELEMENT_MEMORY_LIMIT: usize = 1 << 30;
+const ELEMENT_MEMORY_LIMIT: usize = 512 << 20;
 
 /// An ONNX model with everything its file held.
 #[derive(Clone, Debug)]
@@ -362,6 +362,22 @@ mod tests {
         assert_eq!(saved.tensor("tied").unwrap(), weights(), "the other name keeps the old values");
         assert_eq!(saved.tensor("v").unwrap(), model.tensor("v").unwrap());
         assert_eq!(fs::read_dir(&target).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_reference_without_length_is_the_tensor_and_no_more() {
+        let folder = external();
+        let path = folder.path().join("model.onnx");
+        let mut model = Model::load(&path).unwrap();
+        for tensor in &mut model.proto.graph.as_option_mut().unwrap().initializer {
+            tensor.external_data.retain(|entry| entry.key.as_deref() != Some("length"));
+        }
+        let data = folder.path().join("weights.bin");
+        fs::write(&data, [fs::read(&data).unwrap(), vec![1; 100]].concat()).unwrap();
+        model.save(folder.path().join("out.onnx")).unwrap();
+        assert_eq!(fs::metadata(folder.path().join("out.onnx.data")).unwrap().len(), 16);
+        let saved = Model::load(folder.path().join("out.onnx")).unwrap();
+        assert_eq!(saved.tensor("w").unwrap(), weights());
     }
 
     #[test]

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use buffa::Message;
 
 use crate::atomic_file::{AtomicFile, folder_of};
-use crate::error::{Result, bail, error};
-use crate::onnx::external::Reference;
+use crate::error::{Context, Result, bail, error};
+use crate::onnx::external::{self, Reference};
 use crate::onnx::graph::Graph;
 use crate::onnx::model::Model;
 use crate::onnx::proto::tensor_proto::DataLocation;
@@ -72,7 +72,7 @@ fn save_within(model: &Model, path: &Path, max_file_bytes: u64) -> Result<()> {
         let large = storage::raw_data(tensor).is_some_and(|raw| raw.len() >= MIN_MOVED_BYTES);
         if storage::is_external(tensor) || (moves_all && large) {
             let name = tensor.name.clone().unwrap_or_default();
-            return storage::named(data.take(tensor), &name);
+            return storage::named(data.take(tensor), &name).context(|| model.name());
         }
         Ok(())
     })?;
@@ -140,7 +140,7 @@ impl<'a> DataFile<'a> {
     fn take(&mut self, tensor: &mut TensorProto) -> Result<()> {
         let reference = match tensor.raw_data.take() {
             Some(raw) => self.append(raw.len() as u64, |file| file.append(&raw))?,
-            None => self.copy(Reference::parse(tensor)?)?,
+            None => self.copy(external::reference(tensor)?)?,
         };
         tensor.external_data = reference.entries();
         tensor.data_location = Some(DataLocation::EXTERNAL);
