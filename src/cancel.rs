@@ -82,7 +82,9 @@ mod tests {
         let (cancel, calls) = (Cancel::new(), Arc::new(AtomicU64::new(0)));
         let counter = |n: u64| {
             let calls = calls.clone();
-            move || drop(calls.fetch_add(n, Ordering::SeqCst))
+            move || {
+                calls.fetch_add(n, Ordering::SeqCst);
+            }
         };
         let kept = cancel.on_cancel(counter(1));
         drop(cancel.on_cancel(counter(100)));

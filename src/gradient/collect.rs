@@ -163,7 +163,7 @@ impl<'a> Collector<'a> {
                 let node = &self.prepared.graph.nodes[u.slot.node];
                 let x = node.inputs[Product::data_input(u.slot.input)].clone();
                 Layer {
-                    slot: u.slot.clone(),
+                    slot: u.slot,
                     product: u.product.clone(),
                     place: u.place.clone(),
                     parameter: p.range.clone(),
@@ -177,7 +177,7 @@ impl<'a> Collector<'a> {
 
     /// The backward graph for these layers; names their cotangents.
     fn backward(&self, layers: &mut [Layer]) -> Result<Backward> {
-        let slots: Vec<Slot> = layers.iter().map(|l| l.slot.clone()).collect();
+        let slots: Vec<Slot> = layers.iter().map(|l| l.slot).collect();
         let (graph, facts) = (&self.prepared.graph, &self.prepared.facts);
         let mut backward = autodiff::backward(graph, facts, &self.seeding.values(), &[], &slots)?;
         for layer in layers.iter_mut() {

@@ -18,11 +18,11 @@ use crate::gradient::prepare::{Prepared, prepare};
 use crate::gradient::seed::{Fisher, Seeding};
 use crate::mfac::BlockFisher;
 use crate::onnx::Graph;
+use crate::prune::statistics::{self, Moments, Place};
 use crate::prune::{
     Damping, Layer, Pattern, Scope, Selection, Step, StepPlan, Update, Workers, magnitude,
     plan_blocks, schedule, step,
 };
-use crate::prune::statistics::{self, Moments, Place};
 use crate::runtime::Device;
 use crate::tensor::Tensor;
 
@@ -183,7 +183,8 @@ pub fn compress(
         statistics_s: 0.0,
         biases: Vec::new(),
     };
-    let mut matching = Matching::new(graph, &prepared, &parameters, samples, options, adjustable, cancel)?;
+    let mut matching =
+        Matching::new(graph, &prepared, &parameters, samples, options, adjustable, cancel)?;
     if options.method == Method::Magnitude {
         let alive =
             magnitude(&weights, &alive, &layers, options.pattern, options.scope, options.sparsity)?;
@@ -264,7 +265,18 @@ impl<'a> Matching<'a> {
             0 => Vec::new(),
             _ => Runner::new(dense, &judged, options.run())?.run(&samples, cancel, |_, o| Ok(o))?,
         };
-        Ok(Matching { dense, samples, options, cancel, places, batch, target, biases, judged, answers })
+        Ok(Matching {
+            dense,
+            samples,
+            options,
+            cancel,
+            places,
+            batch,
+            target,
+            biases,
+            judged,
+            answers,
+        })
     }
 
     /// Matches statistics after a step, unless that takes the outputs further from the dense ones.
@@ -282,7 +294,13 @@ impl<'a> Matching<'a> {
         let before = self.graph(prepared, parameters, &self.biases);
         let (target, run) = (&self.target, self.options.run());
         let maps = statistics::maps(
-            &before, &self.places, target, &self.samples, self.batch, run, self.cancel,
+            &before,
+            &self.places,
+            target,
+            &self.samples,
+            self.batch,
+            run,
+            self.cancel,
         )?;
         let (mut new_weights, mut new_biases) = (weights.clone(), self.biases.clone());
         statistics::apply(&maps, &self.places, parameters, &mut new_weights, &mut new_biases);

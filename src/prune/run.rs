@@ -58,10 +58,11 @@ impl Job {
         let readers = source.uses();
         // What the file holds once and one node reads: changing it changes nothing else.
         let adjustable = |name: &str| {
-            source.initializers.contains_key(name) && readers.get(name).is_some_and(|u| u.len() == 1)
+            source.initializers.contains_key(name)
+                && readers.get(name).is_some_and(|u| u.len() == 1)
         };
-        let pruned =
-            compress(&graph, adjustable, &calibration, &self.options, progress, cancel).context(in_model)?;
+        let pruned = compress(&graph, adjustable, &calibration, &self.options, progress, cancel)
+            .context(in_model)?;
         let mut pruned_graph = graph.clone();
         for (name, tensor) in pruned.tensors.iter().chain(&pruned.biases) {
             let stored = as_stored(tensor, graph.initializers[name].element_type())?;

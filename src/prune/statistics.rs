@@ -124,7 +124,8 @@ fn bias_of(
             Some((output, bias(c, 1.0 / beta, true).filter(|_| beta != 0.0)?))
         }
         ("MatMul", None) => {
-            let (reader, slot) = only_reader.filter(|(r, _)| r.op == "Add" && r.domain.is_empty())?;
+            let (reader, slot) =
+                only_reader.filter(|(r, _)| r.op == "Add" && r.domain.is_empty())?;
             let value = reader.output(0)?.to_string();
             Some((value, bias(reader.input(1 - slot)?, 1.0, true)?))
         }
@@ -230,7 +231,8 @@ fn measure(
     let mut moments = Vec::new();
     for i in 0..places.len() {
         let channels = batches[0][2 * i].len();
-        let mean_of = |f: &dyn Fn(&[Vec<f64>]) -> f64| batches.iter().map(|b| f(b)).sum::<f64>() / count;
+        let mean_of =
+            |f: &dyn Fn(&[Vec<f64>]) -> f64| batches.iter().map(|b| f(b)).sum::<f64>() / count;
         let channel = |c: usize| {
             let mean = mean_of(&|b| b[2 * i][c]);
             // Within the batches and between them.

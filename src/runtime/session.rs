@@ -175,6 +175,7 @@ impl std::fmt::Debug for Outputs {
 }
 
 /// A builder with everything set but the model.
+#[allow(clippy::result_large_err, reason = "ort hands the builder back with its errors")]
 fn configured(
     external: &[(String, Arc<DynValue>)],
     options: &SessionOptions,
