@@ -9,10 +9,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::prepare::Prepared;
 use super::product::Product;
 use crate::autodiff::{Facts, Slot};
-use crate::onnx::{Graph, Node};
-use crate::tensor::element_count;
+use crate::onnx::{Attribute, Graph, Node, storage};
+use crate::tensor::{ElementType, element_count};
 
 /// A prunable tensor.
 #[derive(Clone, Debug)]
@@ -81,6 +82,13 @@ struct Read {
     views: Vec<usize>,
 }
 
+impl Weight {
+    /// The nodes that read it as their weight, by index.
+    pub fn readers(&self) -> impl Iterator<Item = usize> {
+        self.reads.iter().map(|r| r.slot.node)
+    }
+}
+
 /// Finds the tensors that can be pruned, in the order of the nodes that read them; the other float
 /// tensors come with the reason why not.
 pub fn weights(graph: &Graph) -> (Vec<Weight>, Vec<Skipped>) {
@@ -106,17 +114,22 @@ pub fn weights(graph: &Graph) -> (Vec<Weight>, Vec<Skipped>) {
         };
         skipped.push(Skipped { name: name.clone(), shape, reason });
     }
+    for node in graph.nodes.iter().filter(|n| n.has_subgraph()) {
+        let reason = format!("it is inside a subgraph of {}", node.describe());
+        let skip = |(name, shape)| Skipped { name, shape, reason: reason.clone() };
+        skipped.extend(inner_tensors(node).into_iter().map(skip));
+    }
     found.sort_by_key(|w| w.reads.iter().map(|r| r.slot).min());
     (found, skipped)
 }
 
-/// Lays the prunable tensors out in one flat vector.
-pub fn discover(
-    graph: &Graph,
-    facts: &Facts,
-    row_order: RowOrder,
-) -> (Vec<Parameter>, Vec<Skipped>) {
-    let (weights, mut skipped) = weights(graph);
+/// Lays the prunable tensors out in one flat vector. What was folded is no tensor of the model: it
+/// follows from tensors that cannot be pruned, such as the transposed table of a tied embedding.
+pub fn discover(prepared: &Prepared, row_order: RowOrder) -> (Vec<Parameter>, Vec<Skipped>) {
+    let Prepared { graph, facts, folded } = prepared;
+    let (mut weights, mut skipped) = weights(graph);
+    weights.retain(|w| !folded.contains(&w.name));
+    skipped.retain(|s| !folded.contains(&s.name));
     let (mut found, mut start) = (Vec::new(), 0);
     for weight in weights {
         match parameter(graph, facts, &weight, row_order) {
@@ -174,6 +187,35 @@ impl Walk<'_> {
         }
         Ok(())
     }
+}
+
+/// The float tensors with two axes or more that the subgraphs of a node hold, at any depth.
+fn inner_tensors(node: &Node) -> Vec<(String, Vec<usize>)> {
+    let raw = |a: &'_ Attribute| match a {
+        Attribute::Other(raw) => Some(raw.clone()),
+        _ => None,
+    };
+    let mut attributes: Vec<_> = node.attributes.values().filter_map(raw).collect();
+    let mut found = Vec::new();
+    while let Some(attribute) = attributes.pop() {
+        for graph in attribute.g.as_option().into_iter().chain(&attribute.graphs) {
+            let held = graph.initializer.iter().map(|t| (t.name.as_deref(), t));
+            let constants = graph.node.iter().filter_map(|n| {
+                let value = n.attribute.iter().find_map(|a| a.t.as_option())?;
+                Some((n.output.first().map(String::as_str), value))
+            });
+            for (name, tensor) in held.chain(constants) {
+                let is_float = storage::element_type(tensor).is_ok_and(ElementType::is_float);
+                if is_float && tensor.dims.len() >= 2 {
+                    let shape = tensor.dims.iter().map(|&d| usize::try_from(d).unwrap_or(0));
+                    found.push((name.unwrap_or_default().to_owned(), shape.collect()));
+                }
+            }
+            let inner = graph.node.iter().flat_map(|n| &n.attribute);
+            attributes.extend(inner.filter(|a| a.g.is_set()).cloned().map(Box::new));
+        }
+    }
+    found
 }
 
 /// Whether a node only rearranges its first input.

@@ -13,5 +13,6 @@ mod matmul;
 mod norm;
 mod pool;
 mod reduce;
+mod resize;
 mod shape;
 mod walk;
