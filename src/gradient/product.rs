@@ -489,3 +489,175 @@ fn window(node: &Node, facts: &Facts) -> Option<Product> {
     };
     Some(if transposed { Product::ConvTranspose(window) } else { Product::Conv(window) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autodiff::Fact;
+    use crate::onnx::Attribute;
+    use crate::random::Stream;
+    use crate::tensor::ElementType;
+
+    const BATCH: usize = 3;
+
+    fn facts(values: &[(&str, &[usize])]) -> Facts {
+        let fact = |shape: &[usize]| Fact {
+            element: ElementType::F32,
+            shape: shape.to_vec(),
+            constant: None,
+        };
+        values.iter().map(|(name, shape)| (name.to_string(), fact(shape))).collect()
+    }
+
+    fn noise(stream: &mut Stream, shape: &[usize]) -> Vec<f32> {
+        (0..shape.iter().product()).map(|_| stream.normal()).collect()
+    }
+
+    /// The gradient of one sample where the node's weight input has it.
+    fn natural(product: &Product, x: &[f32], g: &[f32], sample: usize) -> Vec<f32> {
+        let order = product.natural();
+        let mut rows = vec![0.0; order.len()];
+        product.add_gradient(x, g, sample, BATCH, &mut rows, &mut Scratch::default());
+        let mut out = vec![0.0; order.len()];
+        order.iter().zip(&rows).for_each(|(&at, &v)| out[at as usize] = v);
+        out
+    }
+
+    fn assert_close(have: &[f32], want: &[f64], what: &str) {
+        assert_eq!(have.len(), want.len(), "{what}");
+        let scale = want.iter().fold(1e-3, |m: f64, v| m.max(v.abs()));
+        for (i, (h, w)) in have.iter().zip(want).enumerate() {
+            assert!((f64::from(*h) - w).abs() < 1e-5 * scale, "{what}: [{i}] is {h}, not {w}");
+        }
+    }
+
+    /// dL/dW[o, c, k, l] = Σ g[o, y, z] x[c, y·s + k·d − p, ...] by six loops.
+    fn convolution(s: &[usize; 10], x: &[f32], g: &[f32], out: [usize; 2]) -> Vec<f64> {
+        let [groups, inner, outer, kh, kw, stride, dilation, pad, h, w] = *s;
+        let mut weight = vec![0.0; groups * outer * inner * kh * kw];
+        for o in 0..groups * outer {
+            for c in 0..inner {
+                for (k, l) in (0..kh).flat_map(|k| (0..kw).map(move |l| (k, l))) {
+                    for (y, z) in (0..out[0]).flat_map(|y| (0..out[1]).map(move |z| (y, z))) {
+                        let at = |i: usize, k: usize| (i * stride + k * dilation).checked_sub(pad);
+                        let (Some(i), Some(j)) = (at(y, k), at(z, l)) else { continue };
+                        if i < h && j < w {
+                            let channel = o / outer * inner + c;
+                            weight[((o * inner + c) * kh + k) * kw + l] +=
+                                f64::from(g[(o * out[0] + y) * out[1] + z])
+                                    * f64::from(x[(channel * h + i) * w + j]);
+                        }
+                    }
+                }
+            }
+        }
+        weight
+    }
+
+    #[test]
+    fn convolutions_agree_with_six_loops() {
+        let mut stream = Stream::new(11, 0);
+        for case in 0..60 {
+            let mut pick = |n: usize| 1 + stream.below(n);
+            let (groups, inner, outer) = (pick(3), pick(3), pick(3));
+            let (kh, kw, stride, dilation) = (pick(3), pick(3), pick(3), pick(2));
+            let pad = pick(3) - 1;
+            let span = |k: usize| (k - 1) * dilation + 1;
+            let (h, w) = (span(kh) + pick(5), span(kw) + pick(6));
+            let out =
+                [(h + 2 * pad - span(kh)) / stride + 1, (w + 2 * pad - span(kw)) / stride + 1];
+            let node = Node::new("Conv", ["x", "w"], "y")
+                .with("group", groups as i64)
+                .with("strides", vec![stride as i64; 2])
+                .with("dilations", vec![dilation as i64; 2])
+                .with("pads", vec![pad as i64; 4]);
+            let (xs, gs) = ([BATCH, groups * inner, h, w], [BATCH, groups * outer, out[0], out[1]]);
+            let facts = facts(&[("x", &xs), ("w", &[groups * outer, inner, kh, kw]), ("y", &gs)]);
+            let product = Product::of(&node, 1, &facts).expect("a convolution");
+            let (x, g) = (noise(&mut stream, &xs), noise(&mut stream, &gs));
+            for sample in 0..BATCH {
+                let part = |v: &'_ [f32]| v.len() / BATCH * sample..v.len() / BATCH * (sample + 1);
+                let shape = [groups, inner, outer, kh, kw, stride, dilation, pad, h, w];
+                let want = convolution(&shape, &x[part(&x)], &g[part(&g)], out);
+                let have = natural(&product, &x, &g, sample);
+                assert_close(&have, &want, &format!("case {case}: {shape:?}"));
+                // A transposed convolution is the same with x and g in each other's place.
+                let mut node = node.clone();
+                node.op = "ConvTranspose".into();
+                let facts = facts_of_transposed(&xs, &gs, [groups * outer, inner, kh, kw]);
+                let product = Product::of(&node, 1, &facts).expect("a transposed convolution");
+                let have = natural(&product, &g, &x, sample);
+                assert_close(&have, &want, &format!("case {case}, transposed: {shape:?}"));
+            }
+        }
+    }
+
+    fn facts_of_transposed(y: &[usize], x: &[usize], weight: [usize; 4]) -> Facts {
+        facts(&[("x", x), ("w", &weight), ("y", y)])
+    }
+
+    #[test]
+    fn linear_products_agree_with_three_loops() {
+        let mut stream = Stream::new(12, 0);
+        let (n, k, t) = (5, 4, 2);
+        // Node, weight input, shapes of x, w, y, and whether the weight is [K, N].
+        let gemm = |flags: [i64; 2], weight: usize| {
+            let inputs = if weight == 1 { ["x", "w"] } else { ["w", "x"] };
+            let node = Node::new("Gemm", inputs, "y").with("alpha", Attribute::Float(0.5));
+            node.with("transA", flags[0]).with("transB", flags[1])
+        };
+        let matmul = |inputs: [&str; 2]| Node::new("MatMul", inputs, "y");
+        let (rows, batched) = (BATCH * t, [BATCH, t, k]);
+        let cases: Vec<(Node, usize, Vec<usize>, Vec<usize>, Vec<usize>, bool)> = vec![
+            (gemm([0, 1], 1), 1, vec![rows, k], vec![n, k], vec![rows, n], false),
+            (gemm([0, 0], 1), 1, vec![rows, k], vec![k, n], vec![rows, n], true),
+            (gemm([1, 1], 1), 1, vec![k, rows], vec![n, k], vec![rows, n], false),
+            (gemm([0, 0], 0), 0, vec![k, rows], vec![n, k], vec![n, rows], false),
+            (gemm([1, 1], 0), 0, vec![rows, k], vec![k, n], vec![n, rows], true),
+            (matmul(["x", "w"]), 1, batched.to_vec(), vec![k, n], vec![BATCH, t, n], true),
+            (matmul(["w", "x"]), 0, vec![BATCH, k, t], vec![n, k], vec![BATCH, n, t], false),
+        ];
+        for (node, weight, xs, ws, ys, transposed) in cases {
+            let facts = facts(&[("x", &xs), ("w", &ws), ("y", &ys)]);
+            let product = Product::of(&node, weight, &facts).expect("a linear product");
+            assert!(product.splits(BATCH) && !product.splits(4));
+            let (x, g) = (noise(&mut stream, &xs), noise(&mut stream, &ys));
+            let scale = f64::from(node.float("alpha").unwrap_or(1.0));
+            // Where position p (of all rows) keeps input i and output o.
+            let last = |shape: &[usize]| shape[shape.len() - 1];
+            let x_at = |p: usize, i: usize| match xs.len() {
+                3 if weight == 0 => (p / t * k + i) * t + p % t,
+                _ if last(&xs) == rows => i * rows + p,
+                _ => p * k + i,
+            };
+            let g_at = |p: usize, o: usize| match ys.len() {
+                3 if weight == 0 => (p / t * n + o) * t + p % t,
+                _ if last(&ys) == rows => o * rows + p,
+                _ => p * n + o,
+            };
+            for sample in 0..BATCH {
+                let mut want = vec![0.0; n * k];
+                for p in sample * t..(sample + 1) * t {
+                    for (o, i) in (0..n).flat_map(|o| (0..k).map(move |i| (o, i))) {
+                        let at = if transposed { i * n + o } else { o * k + i };
+                        want[at] += scale * f64::from(g[g_at(p, o)]) * f64::from(x[x_at(p, i)]);
+                    }
+                }
+                assert_close(&natural(&product, &x, &g, sample), &want, &format!("{node:?}"));
+                for (i, _) in g.iter().enumerate() {
+                    let own = product.belongs(i, g.len(), sample, BATCH);
+                    let p = (0..rows).find(|&p| (0..n).any(|o| g_at(p, o) == i));
+                    assert_eq!(own, p.map(|p| p / t) == Some(sample), "{node:?}: element {i}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_one_weight_is_refused() {
+        let batched = facts(&[("x", &[2, 3, 4]), ("w", &[2, 4, 5]), ("y", &[2, 3, 5])]);
+        assert_eq!(Product::of(&Node::new("MatMul", ["x", "w"], "y"), 1, &batched), None);
+        let vector = facts(&[("x", &[4]), ("w", &[4, 5]), ("y", &[5])]);
+        assert_eq!(Product::of(&Node::new("MatMul", ["x", "w"], "y"), 1, &vector), None);
+    }
+}
