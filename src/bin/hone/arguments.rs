@@ -114,16 +114,16 @@ pub struct Prune {
     #[arg(long, default_value = "128", value_name = "WEIGHTS|layer", help_heading = "M-FAC")]
     pub block: String,
     /// Damping λ as a fraction of the layer's mean Fisher diagonal.
-    #[arg(long, default_value_t = 0.1, value_name = "FRACTION", help_heading = "M-FAC")]
+    #[arg(long, default_value_t = 0.01, value_name = "FRACTION", help_heading = "M-FAC")]
     pub damping: f64,
     /// Damping λ itself, in units of a squared gradient, instead of the fraction.
     #[arg(long, value_name = "LAMBDA", conflicts_with = "damping", help_heading = "M-FAC")]
     pub damping_absolute: Option<f64>,
     /// How often gradients are taken anew on the way to the sparsity.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "M-FAC")]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "M-FAC")]
     pub stages: u32,
     /// Gradients per stage (m).
-    #[arg(long, default_value_t = 1024, value_name = "M", value_parser = clap::value_parser!(u32).range(1..), help_heading = "M-FAC")]
+    #[arg(long, default_value_t = 512, value_name = "M", value_parser = clap::value_parser!(u32).range(1..), help_heading = "M-FAC")]
     pub gradients: u32,
     /// What is differentiated: outputs (random cotangents, no labels), gaussian, labels, sampled,
     /// mse, or scalar.
