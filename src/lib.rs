@@ -3,8 +3,10 @@
 
 pub mod atomic_file;
 pub mod autodiff;
+pub mod calibration;
 pub mod cancel;
 pub mod error;
+pub mod mfac;
 pub mod onnx;
 pub mod prune;
 pub mod runtime;

@@ -145,6 +145,27 @@ macro_rules! each_type {
     };
 }
 
+/// Runs `$body` with `$v` bound to the elements and wraps its result in the same variant.
+macro_rules! map_type {
+    ($data:expr, $v:ident => $body:expr) => {
+        match $data {
+            Data::F32($v) => Data::F32($body),
+            Data::F64($v) => Data::F64($body),
+            Data::F16($v) => Data::F16($body),
+            Data::BF16($v) => Data::BF16($body),
+            Data::I8($v) => Data::I8($body),
+            Data::I16($v) => Data::I16($body),
+            Data::I32($v) => Data::I32($body),
+            Data::I64($v) => Data::I64($body),
+            Data::U8($v) => Data::U8($body),
+            Data::U16($v) => Data::U16($body),
+            Data::U32($v) => Data::U32($body),
+            Data::U64($v) => Data::U64($body),
+            Data::Bool($v) => Data::Bool($body),
+        }
+    };
+}
+
 impl Data {
     /// How many elements.
     pub fn len(&self) -> usize {
@@ -340,6 +361,22 @@ impl Tensor {
             Data::BF16(v) => v.iter().map(|x| x.to_f32()).collect(),
             _ => self.to_f64().iter().map(|&x| x as f32).collect(),
         }
+    }
+
+    /// The slices `rows` of the first axis, in that order; repeats are allowed. Panics for a tensor
+    /// without axes and for a row that is not there.
+    pub fn take_rows(&self, rows: &[usize]) -> Tensor {
+        let row = self.shape[1..].iter().product::<usize>();
+        let mut shape = self.shape.clone();
+        shape[0] = rows.len();
+        let data = map_type!(&self.data, v => {
+            let mut out = Vec::with_capacity(rows.len() * row);
+            for &r in rows {
+                out.extend_from_slice(&v[r * row..(r + 1) * row]);
+            }
+            out
+        });
+        Tensor { shape, data }
     }
 
     /// The same elements under another shape of the same size.

@@ -15,17 +15,19 @@ use std::ops::{Add, AddAssign, Div, Mul, SubAssign};
 
 use faer::traits::{ComplexField, SimdArch};
 
-/// Lanes of a tile and of every padded row: two AVX2 registers of f32.
+/// Rows are padded to whole vectors, so that loops over them have no remainder.
 const LANES: usize = 16;
-/// Rows of a tile.
-const ROWS: usize = 4;
-/// Pivots per panel: the panel stays in the L1 cache and the update of H does enough work per load.
+/// Pivots per panel: the panel stays in the L1 cache, and H is gathered often enough.
 const PANEL: usize = 16;
+/// Rows that [`subtract`] takes at a time.
+const UNROLL: usize = 4;
+/// Columns that [`subtract`] takes at a time.
+const CHUNK: usize = 128;
 
 /// Buffers of the greedy order, for blocks up to the largest seen. Positions are compact: the
 /// candidates left are 0..n, and `slot` says which weight of the block each one is.
 #[derive(Default)]
-pub(super) struct Workspace<T> {
+pub(super) struct Workspace<T: Real> {
     /// λH of the candidates, rows of `stride`.
     h: Vec<T>,
     /// The pivot rows of the panel, rows of `stride`.
@@ -37,7 +39,7 @@ pub(super) struct Workspace<T> {
     initial: Vec<T>,
     /// 0 for a candidate, ∞ for a position that is none any more (removed, barred or padding).
     barrier: Vec<T>,
-    score: Vec<T>,
+    score: Vec<T::Bits>,
     slot: Vec<u32>,
     group: Vec<u32>,
     moves: Vec<(usize, usize)>,
@@ -53,8 +55,8 @@ impl<T: Real> Workspace<T> {
     pub fn load(&mut self, lower: &[f64], weights: &[f64], scale: f64, group: &[u32]) {
         let n = weights.len();
         self.stride = n.next_multiple_of(LANES);
-        let (stride, rows) = (self.stride, n.next_multiple_of(ROWS));
-        resize(&mut self.h, rows * stride, T::ZERO);
+        let stride = self.stride;
+        resize(&mut self.h, n * stride, T::ZERO);
         for j in 0..n {
             for (i, value) in lower[j * n..(j + 1) * n].iter().enumerate().skip(j) {
                 let value = T::from_f64(*value);
@@ -63,7 +65,7 @@ impl<T: Real> Workspace<T> {
             }
         }
         resize(&mut self.v, PANEL * stride, T::ZERO);
-        resize(&mut self.score, stride, T::INFINITY);
+        resize(&mut self.score, stride, T::INFINITY.bits());
         resize(&mut self.weight, stride, T::ZERO);
         resize(&mut self.diagonal, stride, T::ONE);
         resize(&mut self.barrier, stride, T::INFINITY);
@@ -88,9 +90,14 @@ impl<T: Real> Workspace<T> {
         budget: &mut [u32],
         mut emit: impl FnMut(u32, f64),
     ) -> Result<(), PrecisionLost> {
+        let parts = (self, budget, &mut emit);
         <T as ComplexField>::Arch::default().dispatch(
             #[inline(always)]
-            || self.run(budget, &mut emit),
+            move || {
+                // Moved out, so that the closure is FnOnce and is inlined into the dispatched code.
+                let (this, budget, emit) = parts;
+                this.run(budget, emit)
+            },
         )
     }
 
@@ -110,15 +117,16 @@ impl<T: Real> Workspace<T> {
             let width = left.next_multiple_of(LANES);
             let mut lowest = self.rescore(width);
             let mut pivots = 0;
-            while pivots < PANEL && lowest < T::INFINITY {
+            while pivots < PANEL && lowest < T::INFINITY.bits() {
                 let p = position(&self.score[..width], lowest);
                 let pivot = self.diagonal[p];
                 if !(pivot > T::SPARE * self.initial[p] && pivot > T::TINY) {
                     return Err(PrecisionLost);
                 }
-                emit(self.slot[p], lowest.to_f64());
+                emit(self.slot[p], (self.weight[p] * self.weight[p] / pivot).to_f64());
                 self.retire(p, left, budget);
-                lowest = self.eliminate(p, pivots, pivot, width);
+                self.eliminate(p, pivots, pivot, width);
+                lowest = self.rescore(width);
                 pivots += 1;
             }
             let before = left;
@@ -126,26 +134,23 @@ impl<T: Real> Workspace<T> {
             if left == before {
                 return Err(PrecisionLost); // candidates without a finite score
             }
-            downdate(&mut self.h, &self.v, self.stride, left, pivots);
+            downdate(&mut self.h, &self.v[..pivots * self.stride], self.stride, left);
         }
         Ok(())
     }
 
-    /// Scores of all positions; returns the lowest.
+    /// Scores of all positions; returns the bits of the lowest. Non-negative numbers are ordered as
+    /// their bits, and whatever a barred position holds (∞, NaN, a negative number) comes after.
     #[inline(always)]
-    fn rescore(&mut self, width: usize) -> T {
-        let mut lowest = [T::INFINITY; LANES];
-        for j in (0..width).step_by(LANES) {
-            let w = lanes(&self.weight, j);
-            let d = lanes(&self.diagonal, j);
-            let barrier = lanes(&self.barrier, j);
-            let score = lanes_mut(&mut self.score, j);
-            for c in 0..LANES {
-                score[c] = w[c] * w[c] / d[c] + barrier[c];
-                lowest[c] = if score[c] < lowest[c] { score[c] } else { lowest[c] };
-            }
+    fn rescore(&mut self, width: usize) -> T::Bits {
+        let (w, d) = (&self.weight[..width], &self.diagonal[..width]);
+        let (barrier, score) = (&self.barrier[..width], &mut self.score[..width]);
+        let mut lowest = T::INFINITY.bits();
+        for j in 0..width {
+            score[j] = (w[j] * w[j] / d[j] + barrier[j]).bits();
+            lowest = lowest.min(score[j]);
         }
-        minimum(lowest)
+        lowest
     }
 
     /// Position `p` is no candidate any more, nor are those of its group if it was the last that
@@ -164,40 +169,23 @@ impl<T: Real> Workspace<T> {
         }
     }
 
-    /// Forms pivot row number `t` of the panel for position `p` and lets w, diag H and the scores
-    /// follow; returns the lowest score. Positions behind a barrier may turn to anything: an
-    /// infinite or undefined score never wins a comparison.
+    /// Forms pivot row number `t` of the panel for position `p`, and lets w and diag H follow.
     #[inline(always)]
-    fn eliminate(&mut self, p: usize, t: usize, pivot: T, width: usize) -> T {
+    fn eliminate(&mut self, p: usize, t: usize, pivot: T, width: usize) {
         let stride = self.stride;
         let root = T::ONE / pivot.sqrt();
         let step = self.weight[p] * root;
         let (before, row) = self.v.split_at_mut(t * stride);
-        let h = &self.h[p * stride..p * stride + width];
-        let mut lowest = [T::INFINITY; LANES];
-        for j in (0..width).step_by(LANES) {
-            let mut sum = *lanes(h, j);
-            for s in 0..t {
-                let factor = before[s * stride + p];
-                let other = lanes(before, s * stride + j);
-                for c in 0..LANES {
-                    sum[c] -= factor * other[c];
-                }
-            }
-            let w = lanes_mut(&mut self.weight, j);
-            let d = lanes_mut(&mut self.diagonal, j);
-            let barrier = lanes(&self.barrier, j);
-            let score = lanes_mut(&mut self.score, j);
-            let row = lanes_mut(row, j);
-            for c in 0..LANES {
-                row[c] = sum[c] * root;
-                w[c] -= step * row[c];
-                d[c] -= row[c] * row[c];
-                score[c] = w[c] * w[c] / d[c] + barrier[c];
-                lowest[c] = if score[c] < lowest[c] { score[c] } else { lowest[c] };
-            }
+        let row = &mut row[..width];
+        row.copy_from_slice(&self.h[p * stride..p * stride + width]);
+        subtract(row, before, stride, p);
+        let (w, d) = (&mut self.weight[..width], &mut self.diagonal[..width]);
+        for j in 0..width {
+            let v = row[j] * root;
+            row[j] = v;
+            w[j] -= step * v;
+            d[j] -= v * v;
         }
-        minimum(lowest)
     }
 
     /// Fills the places of positions that are candidates no more from the end, in H, in the panel
@@ -241,48 +229,49 @@ impl<T: Real> Workspace<T> {
     }
 }
 
-/// H ← H − VᵀV on the leading `n` positions (and the padding that fills their tiles).
+/// H ← H − VᵀV on the leading `n` positions (and the padding of their rows).
 #[inline(always)]
-fn downdate<T: Real>(h: &mut [T], v: &[T], stride: usize, n: usize, pivots: usize) {
-    for i in (0..n).step_by(ROWS) {
-        for j in (0..n).step_by(LANES) {
-            let mut sum = [[T::ZERO; LANES]; ROWS];
-            for row in v.chunks_exact(stride).take(pivots) {
-                let (left, right) = (&row[i..i + ROWS], lanes(row, j));
-                for r in 0..ROWS {
-                    for c in 0..LANES {
-                        sum[r][c] += left[r] * right[c];
-                    }
-                }
-            }
-            for (r, sum) in sum.iter().enumerate() {
-                let h = lanes_mut(h, (i + r) * stride + j);
-                for c in 0..LANES {
-                    h[c] -= sum[c];
-                }
-            }
-        }
+fn downdate<T: Real>(h: &mut [T], panel: &[T], stride: usize, n: usize) {
+    for (i, row) in h.chunks_exact_mut(stride).take(n).enumerate() {
+        subtract(&mut row[..n.next_multiple_of(LANES)], panel, stride, i);
     }
 }
 
+/// out ← out − Σ_s V_sp V_s: over the rows of a panel.
 #[inline(always)]
-fn lanes<T>(slice: &[T], at: usize) -> &[T; LANES] {
-    slice[at..at + LANES].try_into().expect("a slice of LANES")
-}
-
-#[inline(always)]
-fn lanes_mut<T>(slice: &mut [T], at: usize) -> &mut [T; LANES] {
-    (&mut slice[at..at + LANES]).try_into().expect("a slice of LANES")
-}
-
-#[inline(always)]
-fn minimum<T: Real>(lanes: [T; LANES]) -> T {
-    lanes.into_iter().fold(T::INFINITY, |a, b| if b < a { b } else { a })
+fn subtract<T: Real>(out: &mut [T], panel: &[T], stride: usize, p: usize) {
+    for (chunk, out) in out.chunks_mut(CHUNK).enumerate() {
+        // A local sum: the compiler sees that no row overlaps it, and makes vectors of the loop.
+        let mut sums = [T::ZERO; CHUNK];
+        let sums = &mut sums[..out.len()];
+        let part = |row: usize| {
+            let start = row * stride + chunk * CHUNK;
+            &panel[start..start + out.len()]
+        };
+        let rows = panel.len() / stride;
+        let factor = |row: usize| panel[row * stride + p];
+        let mut s = 0;
+        while s + UNROLL <= rows {
+            let [a, b, c, d] = [part(s), part(s + 1), part(s + 2), part(s + 3)];
+            let [x, y, z, w] = [factor(s), factor(s + 1), factor(s + 2), factor(s + 3)];
+            for j in 0..sums.len() {
+                sums[j] += (x * a[j] + y * b[j]) + (z * c[j] + w * d[j]);
+            }
+            s += UNROLL;
+        }
+        for s in s..rows {
+            let (row, factor) = (part(s), factor(s));
+            for j in 0..sums.len() {
+                sums[j] += factor * row[j];
+            }
+        }
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out -= *sum);
+    }
 }
 
 /// The first position of `value`, which is there.
 #[inline(always)]
-fn position<T: Real>(slice: &[T], value: T) -> usize {
+fn position<T: PartialEq>(slice: &[T], value: T) -> usize {
     slice.iter().position(|x| *x == value).expect("the minimum of the slice")
 }
 
@@ -302,6 +291,8 @@ pub(super) trait Real:
     + AddAssign
     + SubAssign
 {
+    /// The representation, ordered like the number where that is not negative.
+    type Bits: Copy + Ord + Default;
     const ZERO: Self;
     const ONE: Self;
     const INFINITY: Self;
@@ -312,9 +303,11 @@ pub(super) trait Real:
     fn from_f64(value: f64) -> Self;
     fn to_f64(self) -> f64;
     fn sqrt(self) -> Self;
+    fn bits(self) -> Self::Bits;
 }
 
 impl Real for f32 {
+    type Bits = u32;
     const ZERO: f32 = 0.0;
     const ONE: f32 = 1.0;
     const INFINITY: f32 = f32::INFINITY;
@@ -329,9 +322,13 @@ impl Real for f32 {
     fn sqrt(self) -> f32 {
         self.sqrt()
     }
+    fn bits(self) -> u32 {
+        self.to_bits()
+    }
 }
 
 impl Real for f64 {
+    type Bits = u64;
     const ZERO: f64 = 0.0;
     const ONE: f64 = 1.0;
     const INFINITY: f64 = f64::INFINITY;
@@ -345,5 +342,8 @@ impl Real for f64 {
     }
     fn sqrt(self) -> f64 {
         self.sqrt()
+    }
+    fn bits(self) -> u64 {
+        self.to_bits()
     }
 }

@@ -20,6 +20,7 @@ use std::ops::Range;
 
 use crate::cancel::Cancel;
 use crate::error::{Result, bail, error};
+use crate::mfac::BlockFisher;
 
 mod block;
 mod dense;
@@ -98,6 +99,18 @@ pub trait Curvature: Sync {
     fn block(&self, index: usize, out: &mut [f64]);
     /// The mean of the undamped Fisher diagonal over a range of the flat vector.
     fn diagonal_mean(&self, range: Range<usize>) -> f64;
+}
+
+impl Curvature for BlockFisher {
+    fn blocks(&self) -> &[Range<usize>] {
+        self.blocks()
+    }
+    fn block(&self, index: usize, out: &mut [f64]) {
+        self.block(index, out);
+    }
+    fn diagonal_mean(&self, range: Range<usize>) -> f64 {
+        self.diagonal_mean(range)
+    }
 }
 
 /// Who does the work, who may stop it and who watches it.

@@ -504,3 +504,29 @@ fn plans_and_geometries_that_make_no_sense_are_refused() {
     refused(&layers(4..44, 20), plan(0.5));
     refused(&layers(3..40, 1), plan(0.5));
 }
+
+#[test]
+fn a_streamed_fisher_serves_as_curvature() {
+    let (net, _) = net(&[(4, 16), (3, 10)], 16, Pattern::Unstructured, 31);
+    let mut fisher = BlockFisher::new(plan_blocks(&net.layers, 16, Pattern::Unstructured)).unwrap();
+    let (mut draw, width, count) = (Draw(6), net.weights.len(), 64);
+    let rows: Vec<f32> = (0..count * width).map(|_| draw.normal() as f32).collect();
+    fisher.add(&rows, count, width, 0, width, 2);
+    fisher.set_gradients(count);
+    let cancel = Cancel::new();
+    let workers = Workers::new(2, &cancel);
+    let step = step(&net.weights, &net.alive, &net.layers, &fisher, &plan(0.5), workers).unwrap();
+    assert_eq!(step.layers.iter().map(|l| l.zeros).sum::<usize>(), 47);
+    // The loss of the samples themselves: 1/(2m) Σ (gᵀδ)², block by block.
+    let mut loss = 0.0;
+    for row in rows.chunks(width) {
+        for range in fisher.blocks() {
+            let product: f64 = range
+                .clone()
+                .map(|i| row[i] as f64 * (step.weights[i] as f64 - net.weights[i] as f64))
+                .sum();
+            loss += product * product / (2.0 * count as f64);
+        }
+    }
+    assert!((step.predicted_loss / loss - 1.0).abs() < 1e-5, "{} {loss}", step.predicted_loss);
+}

@@ -1,0 +1,16 @@
+//! The mathematics of M-FAC, over plain slices: the inverse of the empirical Fisher, never formed.
+//!
+//! With the m×d matrix G of gradients, the curvature is F = λI + GᵀG/m. Everything hone asks of it
+//! is a diagonal, a block or a product of F⁻¹. Blocks no wider than m are held in *primal* form
+//! (GᵀG of the block, summed while gradients stream by); wider ones and the whole of F in *dual*
+//! form, through the m×m matrix S = mλI + GGᵀ and the identity F⁻¹ = (I − GᵀS⁻¹G)/λ.
+
+pub mod block;
+pub mod dense;
+mod kernels;
+mod parallel;
+
+pub use block::BlockFisher;
+
+#[cfg(test)]
+mod tolerance;

@@ -1,0 +1,51 @@
+//! Work shared among plain threads: no pool, no barrier, nothing that spins.
+
+use std::sync::Mutex;
+
+/// Calls `work` once for each item on up to `scratch.len()` threads, each with its own scratch.
+///
+/// Items are handed out as threads become free, so results must not depend on which thread or in
+/// which order: each item owns what it writes.
+pub fn for_each<T: Send, S: Send>(
+    scratch: &mut [S],
+    items: impl ExactSizeIterator<Item = T> + Send,
+    work: impl Fn(&mut S, T) + Sync,
+) {
+    let threads = scratch.len().min(items.len());
+    assert!(threads > 0 || items.len() == 0, "there is scratch for at least one thread");
+    if threads <= 1 {
+        items.for_each(|item| work(&mut scratch[0], item));
+        return;
+    }
+    let queue = Mutex::new(items);
+    let next = || queue.lock().expect("taking an item does not panic").next();
+    std::thread::scope(|scope| {
+        for scratch in &mut scratch[..threads] {
+            scope.spawn(|| {
+                while let Some(item) = next() {
+                    work(scratch, item);
+                }
+            });
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_is_done_once_whatever_the_number_of_threads() {
+        for threads in [1, 2, 5, 40] {
+            let mut done = vec![0; 33];
+            let mut scratch = vec![0usize; threads];
+            for_each(&mut scratch, done.iter_mut(), |count, item| {
+                *item += 1;
+                *count += 1;
+            });
+            assert!(done.iter().all(|&n| n == 1));
+            assert_eq!(scratch.iter().sum::<usize>(), 33);
+        }
+        for_each(&mut [0; 0], [0; 0].iter(), |_, _| panic!("there is no item"));
+    }
+}
