@@ -60,6 +60,9 @@ pub struct Window {
 /// Buffers of one thread.
 #[derive(Debug, Default)]
 pub struct Scratch {
+    /// The input planes of one group with their padding.
+    padded: Vec<f32>,
+    /// One im2col tile.
     columns: Vec<f32>,
 }
 
@@ -261,89 +264,114 @@ impl Window {
     ) {
         let rows = self.inner * self.taps();
         // A tile is a whole number of lines (runs along the last axis).
-        let line = *self.outer_size.last().expect("at least one spatial axis");
-        let lines: usize = self.outer_size[..self.outer_size.len() - 1].iter().product();
+        let (line, lines) = self.lines();
         let per_tile = (TILE_BYTES / 4 / (rows * line)).clamp(1, lines.max(1));
         for group in 0..self.groups {
+            self.pad_planes(inner, group, &mut scratch.padded);
             for first in (0..lines).step_by(per_tile) {
                 let count = per_tile.min(lines - first);
                 let width = count * line;
-                scratch.columns.resize(rows * width, 0.0);
-                self.fill_columns(inner, group, first, count, &mut scratch.columns);
-                let columns = MatRef::from_row_major_slice(&scratch.columns, rows, width);
+                scratch.columns.resize(rows * width + SLACK, 0.0);
+                self.fill_columns(&scratch.padded, first, count, &mut scratch.columns);
+                let columns = &scratch.columns[..rows * width];
+                let columns = MatRef::from_row_major_slice(columns, rows, width);
                 each(group, columns, first * line, width);
             }
         }
     }
 
-    fn fill_columns(
-        &self,
-        inner: &[f32],
-        group: usize,
-        first: usize,
-        count: usize,
-        columns: &mut [f32],
-    ) {
-        let (axes, taps) = (self.kernel.len(), self.taps());
-        let (last, line) = (axes - 1, self.outer_size[axes - 1]);
+    /// The length of a line of positions, and how many lines there are.
+    fn lines(&self) -> (usize, usize) {
+        let (line, leading) = self.outer_size.split_last().expect("at least one spatial axis");
+        (*line, leading.iter().product())
+    }
+
+    /// How far the window reaches along an axis, padding included.
+    fn reach(&self, axis: usize) -> usize {
+        (self.outer_size[axis] - 1) * self.stride[axis]
+            + (self.kernel[axis] - 1) * self.dilation[axis]
+            + 1
+    }
+
+    /// Where the coordinates that `index` counts (last axis fastest, `lengths` of them) lead in a
+    /// padded plane, one step along an axis being `steps` elements apart.
+    fn offset(&self, mut index: usize, lengths: &[usize], steps: &[usize]) -> usize {
+        let (mut offset, mut pitch) = (0, 1);
+        for axis in (0..lengths.len()).rev() {
+            offset += index % lengths[axis] * steps[axis] * pitch;
+            index /= lengths[axis];
+            pitch *= self.reach(axis);
+        }
+        offset
+    }
+
+    /// The input planes of a group, cut or padded with zeros to what the window reaches.
+    fn pad_planes(&self, inner: &[f32], group: usize, padded: &mut Vec<f32>) {
+        let last = self.kernel.len() - 1;
         let size: usize = self.inner_size.iter().product();
-        let width = count * line;
-        for (r, out) in columns.chunks_mut(width).enumerate() {
-            let (channel, tap) = (r / taps, r % taps);
+        let reach: usize = (0..=last).map(|axis| self.reach(axis)).product();
+        padded.clear();
+        padded.resize(self.inner * reach + SLACK, 0.0);
+        let (length, width) = (self.inner_size[last], self.reach(last));
+        // The part of a line that has a place in the plane.
+        let from = (-self.pad[last]).max(0) as usize;
+        let to = (width as isize - self.pad[last]).clamp(0, length as isize) as usize;
+        if from >= to {
+            return;
+        }
+        let start = (from as isize + self.pad[last]) as usize;
+        for channel in 0..self.inner {
             let plane = &inner[(group * self.inner + channel) * size..][..size];
-            let offset = tap % self.kernel[last];
-            for (l, out) in out.chunks_mut(line).enumerate() {
-                match self.line_start(first + l, tap / self.kernel[last]) {
-                    None => out.fill(0.0),
-                    Some(start) => {
-                        let source = &plane[start..start + self.inner_size[last]];
-                        let shift = (offset * self.dilation[last]) as isize - self.pad[last];
-                        copy_line(source, shift, self.stride[last], out);
-                    }
+            for (number, line) in plane.chunks(length).enumerate() {
+                let (mut index, mut pitch, mut at) = (number, width, Some(channel * reach + start));
+                for axis in (0..last).rev() {
+                    let place = (index % self.inner_size[axis]) as isize + self.pad[axis];
+                    let inside = (0..self.reach(axis) as isize).contains(&place);
+                    at = at.filter(|_| inside).map(|at| at + place as usize * pitch);
+                    index /= self.inner_size[axis];
+                    pitch *= self.reach(axis);
+                }
+                if let Some(at) = at {
+                    padded[at..at + to - from].copy_from_slice(&line[from..to]);
                 }
             }
         }
     }
 
-    /// Where the input line starts that output line `line` reads through the tap with the leading
-    /// coordinates `tap`; `None` in the padding.
-    fn line_start(&self, mut line: usize, mut tap: usize) -> Option<usize> {
+    fn fill_columns(&self, padded: &[f32], first: usize, count: usize, columns: &mut [f32]) {
+        let taps = self.taps();
         let last = self.kernel.len() - 1;
-        let (mut start, mut pitch) = (0, self.inner_size[last]);
-        for axis in (0..last).rev() {
-            let at = line % self.outer_size[axis] * self.stride[axis]
-                + tap % self.kernel[axis] * self.dilation[axis];
-            let at = usize::try_from(at as isize - self.pad[axis]).ok()?;
-            if at >= self.inner_size[axis] {
-                return None;
+        let (line, _) = self.lines();
+        let plane = (padded.len() - SLACK) / self.inner;
+        let taps_at: Vec<usize> =
+            (0..taps).map(|t| self.offset(t, &self.kernel, &self.dilation)).collect();
+        let mut lengths = self.outer_size.clone();
+        lengths[last] = 1;
+        let lines_at: Vec<usize> =
+            (first..first + count).map(|l| self.offset(l, &lengths, &self.stride)).collect();
+        for row in 0..self.inner * taps {
+            let source = row / taps * plane + taps_at[row % taps];
+            for (l, at) in lines_at.iter().enumerate() {
+                let to = (row * count + l) * line;
+                copy_line(&padded[source + at..], self.stride[last], line, &mut columns[to..]);
             }
-            start += at * pitch;
-            pitch *= self.inner_size[axis];
-            line /= self.outer_size[axis];
-            tap /= self.kernel[axis];
         }
-        Some(start)
     }
 }
 
-/// out[i] = source[i·stride + shift], zero outside.
-fn copy_line(source: &[f32], shift: isize, stride: usize, out: &mut [f32]) {
-    // The first i with a source, and the first after it without.
-    let first = if shift < 0 { (-shift as usize).div_ceil(stride) } else { 0 };
-    let room = source.len() as isize - shift;
-    let end = if room > 0 { (room as usize).div_ceil(stride) } else { 0 }.min(out.len());
-    let first = first.min(end);
-    out[..first].fill(0.0);
-    out[end..].fill(0.0);
-    let from = (first * stride) as isize + shift;
-    if first == end {
-        return;
+/// Elements that may be read or written beyond the end of a buffer: lines are copied in pieces.
+const SLACK: usize = 8;
+
+/// out[i] = source[i · stride] for i below `length`; what is behind that in `out` may change.
+#[inline]
+fn copy_line(source: &[f32], stride: usize, length: usize, out: &mut [f32]) {
+    if stride != 1 {
+        let source = source.iter().step_by(stride);
+        return out[..length].iter_mut().zip(source).for_each(|(o, s)| *o = *s);
     }
-    let source = &source[from as usize..];
-    if stride == 1 {
-        out[first..end].copy_from_slice(&source[..end - first]);
-    } else {
-        out[first..end].iter_mut().zip(source.iter().step_by(stride)).for_each(|(o, s)| *o = *s);
+    for at in (0..length).step_by(SLACK) {
+        let piece: [f32; SLACK] = source[at..at + SLACK].try_into().expect("it has this length");
+        out[at..at + SLACK].copy_from_slice(&piece);
     }
 }
 
