@@ -144,7 +144,8 @@ impl<'a> Collector<'a> {
                     .partition_point(|p| p.range.end <= job.range.start + i % width)];
                 bail!(
                     Numerics,
-                    "gradient {} of tensor {:?} is not finite: the model overflows on these samples",
+                    "gradient {} of tensor {:?} is not finite: the model overflows on these \
+                     samples",
                     first + i / width,
                     p.name
                 );
