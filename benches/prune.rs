@@ -1,7 +1,8 @@
 //! What a pruning step costs: CPU seconds per million weights, by block size and method.
 //!
-//! `cargo bench --bench prune [weights [B]]`. One thread, so that the time on the CPU is that of the
-//! work alone, also on a busy machine. Every step fetches its blocks, ranks, fetches again and settles.
+//! `cargo bench --bench prune [weights [B]]`. One thread, so that the time on the CPU is that of
+//! the work alone, also on a busy machine. Every step fetches its blocks, ranks, fetches again and
+//! settles.
 
 use std::ops::Range;
 

@@ -49,7 +49,8 @@ impl Cancel {
         Ok(())
     }
 
-    /// Calls `hook` when the flag is raised, at once if it is already, until the registration is dropped.
+    /// Calls `hook` when the flag is raised, at once if it is already, until the registration is
+    /// dropped.
     pub(crate) fn on_cancel(&self, hook: impl Fn() + Send + 'static) -> Registration {
         let id = self.0.next.fetch_add(1, Ordering::SeqCst);
         let mut hooks = self.0.hooks.lock().expect("no hook panics");

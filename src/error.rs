@@ -98,7 +98,7 @@ impl<T> Context<T> for Result<T> {
 /// Shorthand for returning an error: `bail!(Model, "tensor {name:?} has no shape")`.
 macro_rules! bail {
     ($kind:ident, $($message:tt)+) => {
-        return Err($crate::error::Error::new($crate::error::ErrorKind::$kind, format!($($message)+)))
+        return Err($crate::error::error!($kind, $($message)+))
     };
 }
 

@@ -33,10 +33,10 @@ pub fn fixed_batch(graph: &Graph) -> Option<usize> {
     })
 }
 
-/// A loaded graph per worker thread.
+/// Loaded graphs, a set per worker thread.
 #[derive(Debug)]
 pub struct Runner {
-    sessions: Vec<Session>,
+    workers: Vec<Vec<Session>>,
     values: Vec<String>,
     batch: usize,
     /// What becomes of the rows that do not fill a batch.
@@ -54,11 +54,12 @@ enum Rest {
 }
 
 impl Runner {
-    /// Loads `graph`; `values` names the outputs or inner values to compute.
-    pub fn new(graph: &Graph, values: &[String], options: RunOptions) -> Result<Runner> {
-        match fixed_batch(graph) {
-            Some(batch) => Runner::load(graph, values, options, batch.max(1), Rest::Fill),
-            None => Runner::load(graph, values, options, BATCH, Rest::Run),
+    /// Loads `graphs`, which take the same inputs; `values` names the outputs or inner values to
+    /// compute of each.
+    pub fn new(graphs: &[&Graph], values: &[String], options: RunOptions) -> Result<Runner> {
+        match graphs.first().and_then(|g| fixed_batch(g)) {
+            Some(batch) => Runner::load(graphs, values, options, batch.max(1), Rest::Fill),
+            None => Runner::load(graphs, values, options, BATCH, Rest::Run),
         }
     }
 
@@ -69,31 +70,36 @@ impl Runner {
         options: RunOptions,
         batch: usize,
     ) -> Result<Runner> {
-        Runner::load(graph, values, options, batch, Rest::Drop)
+        Runner::load(&[graph], values, options, batch, Rest::Drop)
     }
 
     fn load(
-        graph: &Graph,
+        graphs: &[&Graph],
         values: &[String],
         options: RunOptions,
         batch: usize,
         rest: Rest,
     ) -> Result<Runner> {
-        let mut graph = graph.clone();
-        graph.outputs = values.iter().map(Value::named).collect();
-        graph.remove_unused();
-        let bytes = graph.to_bytes()?;
+        let bytes = |graph: &&Graph| {
+            let mut graph = Graph::clone(graph);
+            graph.outputs = values.iter().map(Value::named).collect();
+            graph.remove_unused();
+            graph.to_bytes()
+        };
+        let models = graphs.iter().map(bytes).collect::<Result<Vec<_>>>()?;
         let (workers, threads) = match options.device {
             Device::Cpu => (options.threads.max(1), 1),
             Device::Cuda | Device::Auto => (1, options.threads),
         };
         let session_options = SessionOptions { device: options.device, threads, optimize: true };
-        let load = |_| Session::new(&bytes, Vec::new(), &session_options);
-        let sessions = (0..workers).map(load).collect::<Result<Vec<_>>>()?;
-        Ok(Runner { sessions, values: values.to_vec(), batch, rest })
+        let load = |model: &Vec<u8>| Session::new(model, Vec::new(), &session_options);
+        let worker = |_| models.iter().map(load).collect::<Result<Vec<_>>>();
+        let workers = (0..workers).map(worker).collect::<Result<Vec<_>>>()?;
+        Ok(Runner { workers, values: values.to_vec(), batch, rest })
     }
 
-    /// Calls `each(rows, values)` for batches of all samples and returns its results in order.
+    /// Calls `each(rows, values)` for batches of all samples and returns its results in order; the
+    /// values of the first graph come first.
     ///
     /// Values of a short last batch of a model with a fixed batch are cut to the rows that exist.
     pub fn run<T: Send>(
@@ -108,7 +114,7 @@ impl Runner {
         let starts = (0..end).step_by(batch);
         let results: Mutex<Vec<Option<T>>> = Mutex::new(starts.clone().map(|_| None).collect());
         let next = Mutex::new(starts.enumerate());
-        let work = |session: &mut Session| -> Result<()> {
+        let work = |sessions: &mut Vec<Session>| -> Result<()> {
             loop {
                 let item = next.lock().expect("nothing panics while holding it").next();
                 let Some((index, start)) = item else { return Ok(()) };
@@ -118,18 +124,22 @@ impl Runner {
                     padded.resize(batch, rows[rows.len() - 1]);
                 }
                 let inputs = samples.batch(&padded);
-                let outputs = session.run(inputs.iter().map(|(n, t)| (n.as_str(), t)), cancel)?;
-                let tensors = values
-                    .iter()
-                    .map(|v| first_rows(outputs.tensor(v)?, padded.len(), rows.len()))
-                    .collect::<Result<Vec<_>>>()?;
+                let mut tensors = Vec::with_capacity(sessions.len() * values.len());
+                for session in sessions.iter_mut() {
+                    let inputs = inputs.iter().map(|(n, t)| (n.as_str(), t));
+                    let outputs = session.run(inputs, cancel)?;
+                    for value in values {
+                        let tensor = outputs.tensor(value)?;
+                        tensors.push(first_rows(tensor, padded.len(), rows.len())?);
+                    }
+                }
                 let result = each(&rows, tensors)?;
                 results.lock().expect("nothing panics while holding it")[index] = Some(result);
             }
         };
         std::thread::scope(|scope| {
-            let start = |session| scope.spawn(|| work(session));
-            let threads: Vec<_> = self.sessions.iter_mut().map(start).collect();
+            let start = |sessions| scope.spawn(|| work(sessions));
+            let threads: Vec<_> = self.workers.iter_mut().map(start).collect();
             let join = |t: std::thread::ScopedJoinHandle<'_, Result<()>>| {
                 t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
@@ -148,7 +158,7 @@ pub fn forward_s(
     options: RunOptions,
     cancel: &Cancel,
 ) -> Result<f64> {
-    let mut runner = Runner::new(graph, &[output.into()], options)?;
+    let mut runner = Runner::new(&[graph], &[output.into()], options)?;
     let mut time = || {
         let start = Instant::now();
         runner.run(samples, cancel, |_, _| Ok(()))?;
@@ -194,7 +204,7 @@ pub fn accuracy(
     let Some(labels @ Labels::Classes(_)) = samples.labels() else {
         bail!(Data, "accuracy needs integer `labels` beside the samples");
     };
-    let mut runner = Runner::new(graph, &[output.into()], options)?;
+    let mut runner = Runner::new(&[graph], &[output.into()], options)?;
     let parts = runner.run(samples, cancel, |rows, outputs| {
         metrics::accuracy(&outputs[0], labels, rows).context(|| format!("output {output:?}"))
     })?;
@@ -203,31 +213,51 @@ pub fn accuracy(
     Ok(sum)
 }
 
-/// How far `b` is from `a` in the value `name`, which both compute.
-pub fn divergence(
+/// Two models on the same samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Comparison {
+    /// Each model against the labels, where there are class labels.
+    pub accuracy: Option<[Accuracy; 2]>,
+    /// The second model against the first.
+    pub divergence: Divergence,
+}
+
+/// Compares `b` with `a` in the value `name`, which both compute.
+pub fn compare(
     a: &Graph,
     b: &Graph,
     name: &str,
     samples: &Samples,
     options: RunOptions,
     cancel: &Cancel,
-) -> Result<Divergence> {
-    let outputs =
-        |graph| {
-            Runner::new(graph, &[name.into()], options)?
-                .run(samples, cancel, |_, mut o| Ok(o.remove(0)))
-        };
-    let (dense, pruned) = (outputs(a)?, outputs(b)?);
+) -> Result<Comparison> {
+    let labels = samples.labels().filter(|l| matches!(l, Labels::Classes(_)));
+    let mut runner = Runner::new(&[a, b], &[name.into()], options)?;
+    let parts = runner.run(samples, cancel, |rows, outputs| {
+        let [a, b] = outputs.as_slice() else { unreachable!("one value of two graphs") };
+        let mut divergence = metrics::Divergence::default();
+        divergence.add(a, b)?;
+        let right = |output| labels.map(|l| metrics::accuracy(output, l, rows)).transpose();
+        Ok((right(a)?.zip(right(b)?), divergence, half_squared(a, b)))
+    });
+    let parts = parts.context(|| format!("output {name:?}"))?;
     let (mut sums, mut half) = (metrics::Divergence::default(), 0.0);
-    for (dense, pruned) in dense.iter().zip(&pruned) {
-        sums.add(dense, pruned).context(|| format!("output {name:?}"))?;
-        half += half_squared(dense, pruned);
+    let mut accuracy: Option<[Accuracy; 2]> = None;
+    for (right, divergence, squared) in parts {
+        sums.merge(&divergence);
+        half += squared;
+        if let Some((a, b)) = right {
+            let total = accuracy.get_or_insert_default();
+            total[0].add(a);
+            total[1].add(b);
+        }
     }
-    Ok(Divergence {
+    let divergence = Divergence {
         relative: sums.relative_error(),
         agreement: sums.agreement(),
         half_squared: half / samples.rows() as f64,
-    })
+    };
+    Ok(Comparison { accuracy, divergence })
 }
 
 /// Σ over positions of ½ ‖C(b − a)‖², C centring over the classes; the shapes must agree.

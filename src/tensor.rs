@@ -267,12 +267,14 @@ impl Tensor {
         Ok(Tensor { shape, data })
     }
 
-    /// A float32 tensor. Panics if the shape does not hold the elements: for shapes that the caller computed.
+    /// A float32 tensor. Panics if the shape does not hold the elements: for shapes that
+    /// the caller computed.
     pub fn f32(shape: impl Into<Vec<usize>>, data: Vec<f32>) -> Tensor {
         Tensor::new(shape, Data::F32(data)).expect("the caller computed both")
     }
 
-    /// An int64 tensor. Panics if the shape does not hold the elements: for shapes that the caller computed.
+    /// An int64 tensor. Panics if the shape does not hold the elements: for shapes that
+    /// the caller computed.
     pub fn i64(shape: impl Into<Vec<usize>>, data: Vec<i64>) -> Tensor {
         Tensor::new(shape, Data::I64(data)).expect("the caller computed both")
     }

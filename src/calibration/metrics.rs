@@ -125,6 +125,18 @@ impl Divergence {
         Ok(())
     }
 
+    /// Adds what another accumulator has seen.
+    pub fn merge(&mut self, other: &Divergence) {
+        self.kl_sum += other.kl_sum;
+        self.positions += other.positions;
+        self.difference_squared += other.difference_squared;
+        self.reference_squared += other.reference_squared;
+        if other.max_abs > self.max_abs || other.max_abs.is_nan() {
+            self.max_abs = other.max_abs;
+        }
+        self.agreeing += other.agreeing;
+    }
+
     /// The mean over positions of KL(reference‖other), in nats; `None` for outputs that have no
     /// class axis. Outputs that already are probabilities are taken as they are.
     pub fn mean_kl(&self) -> Option<f64> {

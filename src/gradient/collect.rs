@@ -61,7 +61,7 @@ pub struct Collector<'a> {
 }
 
 /// Most rows per panel: enough to fill the matrix kernels, few enough to stay in memory.
-const MOST_PANEL_ROWS: usize = 256;
+const MOST_PANEL_ROWS: usize = 192;
 
 impl<'a> Collector<'a> {
     /// A collector; `batch` is the batch that `prepared` was fixed to.
@@ -135,20 +135,8 @@ impl<'a> Collector<'a> {
         for first in (0..self.plan.gradients).step_by(rows_per_panel) {
             let count = rows_per_panel.min(self.plan.gradients - first);
             let rows = &mut panel[..count * width];
-            rows.fill(0.0);
             job.fill(&mut workers, rows, first, task, cancel)?;
             cancel.check()?;
-            if let Some(i) = rows.iter().position(|v| !v.is_finite()) {
-                let p = &self.parameters[self
-                    .parameters
-                    .partition_point(|p| p.range.end <= job.range.start + i % width)];
-                bail!(
-                    Numerics,
-                    "gradient {} of tensor {:?} is not finite: the model overflows on these samples",
-                    first + i / width,
-                    p.name
-                );
-            }
             sink(Panel { rows, count })?;
         }
         Ok(())
@@ -294,6 +282,7 @@ impl Job<'_> {
         let c = self.collector;
         let (width, per_row) = (self.range.len(), c.plan.fisher_batch);
         let count = rows.len() / width;
+        rows.fill(0.0);
         let draws: Vec<Draw> = (first * per_row..(first + count) * per_row)
             .map(|n| self.order.draw(n as u64))
             .collect();
@@ -319,7 +308,26 @@ impl Job<'_> {
         if per_row > 1 {
             rows.iter_mut().for_each(|v| *v /= per_row as f32);
         }
-        Ok(())
+        self.check_finite(rows, first)
+    }
+
+    /// An error that names the tensor and the gradient with the first number that is not finite.
+    fn check_finite(&self, rows: &[f32], first: usize) -> Result<()> {
+        // Without a branch per element, so that the loop over all rows is a vector loop.
+        if !rows.iter().fold(false, |seen, v| seen | !v.is_finite()) {
+            return Ok(());
+        }
+        let width = self.range.len();
+        let Some(i) = rows.iter().position(|v| !v.is_finite()) else { return Ok(()) };
+        let parameters = self.collector.parameters;
+        let place = self.range.start + i % width;
+        let p = &parameters[parameters.partition_point(|p| p.range.end <= place)];
+        bail!(
+            Numerics,
+            "gradient {} of tensor {:?} is not finite: the model overflows on these samples",
+            first + i / width,
+            p.name
+        )
     }
 
     /// Adds one sample's gradient of one product to a row.

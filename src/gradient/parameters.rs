@@ -312,3 +312,81 @@ fn unless_identity(map: Vec<u32>) -> Option<Vec<u32>> {
     let identity = map.iter().enumerate().all(|(i, &m)| i == m as usize);
     (!identity).then_some(map)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::autodiff::Fact;
+    use crate::onnx::Value;
+    use crate::tensor::{ElementType, Tensor};
+
+    /// y = MatMul(x, Transpose(w)), z = Conv(c, k), and tensors that are not weights.
+    fn graph() -> (Graph, Facts) {
+        let mut graph = Graph { opset: 18, ..Graph::default() };
+        for (name, shape) in
+            [("w", vec![3, 2]), ("k", vec![2, 4, 2, 1]), ("b", vec![3]), ("e", vec![5, 2])]
+        {
+            let count: usize = shape.iter().product();
+            let data = (0..count).map(|i| i as f32).collect();
+            graph.initializers.insert(name.into(), Arc::new(Tensor::f32(shape, data)));
+        }
+        graph.nodes = vec![
+            Node::new("Transpose", ["w"], "wt").with("perm", vec![1, 0]),
+            Node::new("MatMul", ["x", "wt"], "m"),
+            Node::new("Add", ["m", "b"], "y"),
+            Node::new("Conv", ["c", "k"], "z"),
+            Node::new("Gather", ["e", "i"], "g"),
+        ];
+        graph.outputs = ["y", "z", "g"].map(Value::named).to_vec();
+        let mut facts = Facts::new();
+        let shapes: [(&str, &[usize]); 8] = [
+            ("x", &[6, 2]),
+            ("w", &[3, 2]),
+            ("wt", &[2, 3]),
+            ("m", &[6, 3]),
+            ("c", &[6, 4, 5, 5]),
+            ("k", &[2, 4, 2, 1]),
+            ("z", &[6, 2, 4, 5]),
+            ("e", &[5, 2]),
+        ];
+        for (name, shape) in shapes {
+            let fact = Fact { element: ElementType::F32, shape: shape.to_vec(), constant: None };
+            facts.insert(name.into(), fact);
+        }
+        (graph, facts)
+    }
+
+    #[test]
+    fn weights_are_found_through_views_and_laid_out_by_output() {
+        let (graph, facts) = graph();
+        let (found, skipped) = discover(&graph, &facts, RowOrder::Taps);
+        let names: Vec<_> =
+            found.iter().map(|p| (p.name.as_str(), p.range.clone(), p.row)).collect();
+        assert_eq!(names, [("w", 0..6, 2), ("k", 6..22, 8)]);
+        // x·wᵀ: output n reads row n of w, as stored.
+        assert_eq!(found[0].order, None);
+        assert_eq!(protected(&graph), ["wt"]);
+        let reasons: Vec<_> =
+            skipped.iter().map(|s| (s.name.as_str(), s.reason.as_str())).collect();
+        assert!(reasons[0].0 == "b" && reasons[0].1.contains("bias"), "{reasons:?}");
+        assert!(reasons[1].0 == "e" && reasons[1].1.contains("Gather"), "{reasons:?}");
+    }
+
+    #[test]
+    fn channels_run_fastest_when_asked() {
+        let (graph, facts) = graph();
+        let (found, _) = discover(&graph, &facts, RowOrder::Channels);
+        assert_eq!((found[1].row, found[1].channels), (8, 4));
+        // Stored [channel][tap]; the row has the four channels of tap 0, then those of tap 1.
+        assert_eq!(found[1].order.as_ref().unwrap()[..8], [0, 2, 4, 6, 1, 3, 5, 7]);
+        assert_eq!(found[1].uses[0].place.as_ref().unwrap()[..8], [0, 4, 1, 5, 2, 6, 3, 7]);
+    }
+
+    #[test]
+    fn transposition_lists_indices_of_the_source() {
+        assert_eq!(transposed_indices(&[2, 3], &[1, 0]).unwrap(), [0, 3, 1, 4, 2, 5]);
+        assert_eq!(transposed_indices(&[2, 3], &[1, 2]), None);
+    }
+}

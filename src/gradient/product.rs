@@ -60,6 +60,9 @@ pub struct Window {
 /// Buffers of one thread.
 #[derive(Debug, Default)]
 pub struct Scratch {
+    /// The input planes of one group with their padding.
+    padded: Vec<f32>,
+    /// One im2col tile.
     columns: Vec<f32>,
 }
 
@@ -261,89 +264,114 @@ impl Window {
     ) {
         let rows = self.inner * self.taps();
         // A tile is a whole number of lines (runs along the last axis).
-        let line = *self.outer_size.last().expect("at least one spatial axis");
-        let lines: usize = self.outer_size[..self.outer_size.len() - 1].iter().product();
+        let (line, lines) = self.lines();
         let per_tile = (TILE_BYTES / 4 / (rows * line)).clamp(1, lines.max(1));
         for group in 0..self.groups {
+            self.pad_planes(inner, group, &mut scratch.padded);
             for first in (0..lines).step_by(per_tile) {
                 let count = per_tile.min(lines - first);
                 let width = count * line;
-                scratch.columns.resize(rows * width, 0.0);
-                self.fill_columns(inner, group, first, count, &mut scratch.columns);
-                let columns = MatRef::from_row_major_slice(&scratch.columns, rows, width);
+                scratch.columns.resize(rows * width + SLACK, 0.0);
+                self.fill_columns(&scratch.padded, first, count, &mut scratch.columns);
+                let columns = &scratch.columns[..rows * width];
+                let columns = MatRef::from_row_major_slice(columns, rows, width);
                 each(group, columns, first * line, width);
             }
         }
     }
 
-    fn fill_columns(
-        &self,
-        inner: &[f32],
-        group: usize,
-        first: usize,
-        count: usize,
-        columns: &mut [f32],
-    ) {
-        let (axes, taps) = (self.kernel.len(), self.taps());
-        let (last, line) = (axes - 1, self.outer_size[axes - 1]);
+    /// The length of a line of positions, and how many lines there are.
+    fn lines(&self) -> (usize, usize) {
+        let (line, leading) = self.outer_size.split_last().expect("at least one spatial axis");
+        (*line, leading.iter().product())
+    }
+
+    /// How far the window reaches along an axis, padding included.
+    fn reach(&self, axis: usize) -> usize {
+        (self.outer_size[axis] - 1) * self.stride[axis]
+            + (self.kernel[axis] - 1) * self.dilation[axis]
+            + 1
+    }
+
+    /// Where the coordinates that `index` counts (last axis fastest, `lengths` of them) lead in a
+    /// padded plane, one step along an axis being `steps` elements apart.
+    fn offset(&self, mut index: usize, lengths: &[usize], steps: &[usize]) -> usize {
+        let (mut offset, mut pitch) = (0, 1);
+        for axis in (0..lengths.len()).rev() {
+            offset += index % lengths[axis] * steps[axis] * pitch;
+            index /= lengths[axis];
+            pitch *= self.reach(axis);
+        }
+        offset
+    }
+
+    /// The input planes of a group, cut or padded with zeros to what the window reaches.
+    fn pad_planes(&self, inner: &[f32], group: usize, padded: &mut Vec<f32>) {
+        let last = self.kernel.len() - 1;
         let size: usize = self.inner_size.iter().product();
-        let width = count * line;
-        for (r, out) in columns.chunks_mut(width).enumerate() {
-            let (channel, tap) = (r / taps, r % taps);
+        let reach: usize = (0..=last).map(|axis| self.reach(axis)).product();
+        padded.clear();
+        padded.resize(self.inner * reach + SLACK, 0.0);
+        let (length, width) = (self.inner_size[last], self.reach(last));
+        // The part of a line that has a place in the plane.
+        let from = (-self.pad[last]).max(0) as usize;
+        let to = (width as isize - self.pad[last]).clamp(0, length as isize) as usize;
+        if from >= to {
+            return;
+        }
+        let start = (from as isize + self.pad[last]) as usize;
+        for channel in 0..self.inner {
             let plane = &inner[(group * self.inner + channel) * size..][..size];
-            let offset = tap % self.kernel[last];
-            for (l, out) in out.chunks_mut(line).enumerate() {
-                match self.line_start(first + l, tap / self.kernel[last]) {
-                    None => out.fill(0.0),
-                    Some(start) => {
-                        let source = &plane[start..start + self.inner_size[last]];
-                        let shift = (offset * self.dilation[last]) as isize - self.pad[last];
-                        copy_line(source, shift, self.stride[last], out);
-                    }
+            for (number, line) in plane.chunks(length).enumerate() {
+                let (mut index, mut pitch, mut at) = (number, width, Some(channel * reach + start));
+                for axis in (0..last).rev() {
+                    let place = (index % self.inner_size[axis]) as isize + self.pad[axis];
+                    let inside = (0..self.reach(axis) as isize).contains(&place);
+                    at = at.filter(|_| inside).map(|at| at + place as usize * pitch);
+                    index /= self.inner_size[axis];
+                    pitch *= self.reach(axis);
+                }
+                if let Some(at) = at {
+                    padded[at..at + to - from].copy_from_slice(&line[from..to]);
                 }
             }
         }
     }
 
-    /// Where the input line starts that output line `line` reads through the tap with the leading
-    /// coordinates `tap`; `None` in the padding.
-    fn line_start(&self, mut line: usize, mut tap: usize) -> Option<usize> {
+    fn fill_columns(&self, padded: &[f32], first: usize, count: usize, columns: &mut [f32]) {
+        let taps = self.taps();
         let last = self.kernel.len() - 1;
-        let (mut start, mut pitch) = (0, self.inner_size[last]);
-        for axis in (0..last).rev() {
-            let at = line % self.outer_size[axis] * self.stride[axis]
-                + tap % self.kernel[axis] * self.dilation[axis];
-            let at = usize::try_from(at as isize - self.pad[axis]).ok()?;
-            if at >= self.inner_size[axis] {
-                return None;
+        let (line, _) = self.lines();
+        let plane = (padded.len() - SLACK) / self.inner;
+        let taps_at: Vec<usize> =
+            (0..taps).map(|t| self.offset(t, &self.kernel, &self.dilation)).collect();
+        let mut lengths = self.outer_size.clone();
+        lengths[last] = 1;
+        let lines_at: Vec<usize> =
+            (first..first + count).map(|l| self.offset(l, &lengths, &self.stride)).collect();
+        for row in 0..self.inner * taps {
+            let source = row / taps * plane + taps_at[row % taps];
+            for (l, at) in lines_at.iter().enumerate() {
+                let to = (row * count + l) * line;
+                copy_line(&padded[source + at..], self.stride[last], line, &mut columns[to..]);
             }
-            start += at * pitch;
-            pitch *= self.inner_size[axis];
-            line /= self.outer_size[axis];
-            tap /= self.kernel[axis];
         }
-        Some(start)
     }
 }
 
-/// out[i] = source[i·stride + shift], zero outside.
-fn copy_line(source: &[f32], shift: isize, stride: usize, out: &mut [f32]) {
-    // The first i with a source, and the first after it without.
-    let first = if shift < 0 { (-shift as usize).div_ceil(stride) } else { 0 };
-    let room = source.len() as isize - shift;
-    let end = if room > 0 { (room as usize).div_ceil(stride) } else { 0 }.min(out.len());
-    let first = first.min(end);
-    out[..first].fill(0.0);
-    out[end..].fill(0.0);
-    let from = (first * stride) as isize + shift;
-    if first == end {
-        return;
+/// Elements that may be read or written beyond the end of a buffer: lines are copied in pieces.
+const SLACK: usize = 8;
+
+/// out[i] = source[i · stride] for i below `length`; what is behind that in `out` may change.
+#[inline]
+fn copy_line(source: &[f32], stride: usize, length: usize, out: &mut [f32]) {
+    if stride != 1 {
+        let source = source.iter().step_by(stride);
+        return out[..length].iter_mut().zip(source).for_each(|(o, s)| *o = *s);
     }
-    let source = &source[from as usize..];
-    if stride == 1 {
-        out[first..end].copy_from_slice(&source[..end - first]);
-    } else {
-        out[first..end].iter_mut().zip(source.iter().step_by(stride)).for_each(|(o, s)| *o = *s);
+    for at in (0..length).step_by(SLACK) {
+        let piece: [f32; SLACK] = source[at..at + SLACK].try_into().expect("it has this length");
+        out[at..at + SLACK].copy_from_slice(&piece);
     }
 }
 
@@ -488,4 +516,176 @@ fn window(node: &Node, facts: &Facts) -> Option<Product> {
         outer_size: outer_size.to_vec(),
     };
     Some(if transposed { Product::ConvTranspose(window) } else { Product::Conv(window) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autodiff::Fact;
+    use crate::onnx::Attribute;
+    use crate::random::Stream;
+    use crate::tensor::ElementType;
+
+    const BATCH: usize = 3;
+
+    fn facts(values: &[(&str, &[usize])]) -> Facts {
+        let fact = |shape: &[usize]| Fact {
+            element: ElementType::F32,
+            shape: shape.to_vec(),
+            constant: None,
+        };
+        values.iter().map(|(name, shape)| (name.to_string(), fact(shape))).collect()
+    }
+
+    fn noise(stream: &mut Stream, shape: &[usize]) -> Vec<f32> {
+        (0..shape.iter().product()).map(|_| stream.normal()).collect()
+    }
+
+    /// The gradient of one sample where the node's weight input has it.
+    fn natural(product: &Product, x: &[f32], g: &[f32], sample: usize) -> Vec<f32> {
+        let order = product.natural();
+        let mut rows = vec![0.0; order.len()];
+        product.add_gradient(x, g, sample, BATCH, &mut rows, &mut Scratch::default());
+        let mut out = vec![0.0; order.len()];
+        order.iter().zip(&rows).for_each(|(&at, &v)| out[at as usize] = v);
+        out
+    }
+
+    fn assert_close(have: &[f32], want: &[f64], what: &str) {
+        assert_eq!(have.len(), want.len(), "{what}");
+        let scale = want.iter().fold(1e-3, |m: f64, v| m.max(v.abs()));
+        for (i, (h, w)) in have.iter().zip(want).enumerate() {
+            assert!((f64::from(*h) - w).abs() < 1e-5 * scale, "{what}: [{i}] is {h}, not {w}");
+        }
+    }
+
+    /// dL/dW[o, c, k, l] = Σ g[o, y, z] x[c, y·s + k·d − p, ...] by six loops.
+    fn convolution(s: &[usize; 10], x: &[f32], g: &[f32], out: [usize; 2]) -> Vec<f64> {
+        let [groups, inner, outer, kh, kw, stride, dilation, pad, h, w] = *s;
+        let mut weight = vec![0.0; groups * outer * inner * kh * kw];
+        for o in 0..groups * outer {
+            for c in 0..inner {
+                for (k, l) in (0..kh).flat_map(|k| (0..kw).map(move |l| (k, l))) {
+                    for (y, z) in (0..out[0]).flat_map(|y| (0..out[1]).map(move |z| (y, z))) {
+                        let at = |i: usize, k: usize| (i * stride + k * dilation).checked_sub(pad);
+                        let (Some(i), Some(j)) = (at(y, k), at(z, l)) else { continue };
+                        if i < h && j < w {
+                            let channel = o / outer * inner + c;
+                            weight[((o * inner + c) * kh + k) * kw + l] +=
+                                f64::from(g[(o * out[0] + y) * out[1] + z])
+                                    * f64::from(x[(channel * h + i) * w + j]);
+                        }
+                    }
+                }
+            }
+        }
+        weight
+    }
+
+    #[test]
+    fn convolutions_agree_with_six_loops() {
+        let mut stream = Stream::new(11, 0);
+        for case in 0..60 {
+            let mut pick = |n: usize| 1 + stream.below(n);
+            let (groups, inner, outer) = (pick(3), pick(3), pick(3));
+            let (kh, kw, stride, dilation) = (pick(3), pick(3), pick(3), pick(2));
+            let pad = pick(3) - 1;
+            let span = |k: usize| (k - 1) * dilation + 1;
+            let (h, w) = (span(kh) + pick(5), span(kw) + pick(6));
+            let out =
+                [(h + 2 * pad - span(kh)) / stride + 1, (w + 2 * pad - span(kw)) / stride + 1];
+            let node = Node::new("Conv", ["x", "w"], "y")
+                .with("group", groups as i64)
+                .with("strides", vec![stride as i64; 2])
+                .with("dilations", vec![dilation as i64; 2])
+                .with("pads", vec![pad as i64; 4]);
+            let (xs, gs) = ([BATCH, groups * inner, h, w], [BATCH, groups * outer, out[0], out[1]]);
+            let facts = facts(&[("x", &xs), ("w", &[groups * outer, inner, kh, kw]), ("y", &gs)]);
+            let product = Product::of(&node, 1, &facts).expect("a convolution");
+            let (x, g) = (noise(&mut stream, &xs), noise(&mut stream, &gs));
+            for sample in 0..BATCH {
+                let part = |v: &'_ [f32]| v.len() / BATCH * sample..v.len() / BATCH * (sample + 1);
+                let shape = [groups, inner, outer, kh, kw, stride, dilation, pad, h, w];
+                let want = convolution(&shape, &x[part(&x)], &g[part(&g)], out);
+                let have = natural(&product, &x, &g, sample);
+                assert_close(&have, &want, &format!("case {case}: {shape:?}"));
+                // A transposed convolution is the same with x and g in each other's place.
+                let mut node = node.clone();
+                node.op = "ConvTranspose".into();
+                let facts = facts_of_transposed(&xs, &gs, [groups * outer, inner, kh, kw]);
+                let product = Product::of(&node, 1, &facts).expect("a transposed convolution");
+                let have = natural(&product, &g, &x, sample);
+                assert_close(&have, &want, &format!("case {case}, transposed: {shape:?}"));
+            }
+        }
+    }
+
+    fn facts_of_transposed(y: &[usize], x: &[usize], weight: [usize; 4]) -> Facts {
+        facts(&[("x", x), ("w", &weight), ("y", y)])
+    }
+
+    #[test]
+    fn linear_products_agree_with_three_loops() {
+        let mut stream = Stream::new(12, 0);
+        let (n, k, t) = (5, 4, 2);
+        // Node, weight input, shapes of x, w, y, and whether the weight is [K, N].
+        let gemm = |flags: [i64; 2], weight: usize| {
+            let inputs = if weight == 1 { ["x", "w"] } else { ["w", "x"] };
+            let node = Node::new("Gemm", inputs, "y").with("alpha", Attribute::Float(0.5));
+            node.with("transA", flags[0]).with("transB", flags[1])
+        };
+        let matmul = |inputs: [&str; 2]| Node::new("MatMul", inputs, "y");
+        let (rows, batched) = (BATCH * t, [BATCH, t, k]);
+        let cases: Vec<(Node, usize, Vec<usize>, Vec<usize>, Vec<usize>, bool)> = vec![
+            (gemm([0, 1], 1), 1, vec![rows, k], vec![n, k], vec![rows, n], false),
+            (gemm([0, 0], 1), 1, vec![rows, k], vec![k, n], vec![rows, n], true),
+            (gemm([1, 1], 1), 1, vec![k, rows], vec![n, k], vec![rows, n], false),
+            (gemm([0, 0], 0), 0, vec![k, rows], vec![n, k], vec![n, rows], false),
+            (gemm([1, 1], 0), 0, vec![rows, k], vec![k, n], vec![n, rows], true),
+            (matmul(["x", "w"]), 1, batched.to_vec(), vec![k, n], vec![BATCH, t, n], true),
+            (matmul(["w", "x"]), 0, vec![BATCH, k, t], vec![n, k], vec![BATCH, n, t], false),
+        ];
+        for (node, weight, xs, ws, ys, transposed) in cases {
+            let facts = facts(&[("x", &xs), ("w", &ws), ("y", &ys)]);
+            let product = Product::of(&node, weight, &facts).expect("a linear product");
+            assert!(product.splits(BATCH) && !product.splits(4));
+            let (x, g) = (noise(&mut stream, &xs), noise(&mut stream, &ys));
+            let scale = f64::from(node.float("alpha").unwrap_or(1.0));
+            // Where position p (of all rows) keeps input i and output o.
+            let last = |shape: &[usize]| shape[shape.len() - 1];
+            let x_at = |p: usize, i: usize| match xs.len() {
+                3 if weight == 0 => (p / t * k + i) * t + p % t,
+                _ if last(&xs) == rows => i * rows + p,
+                _ => p * k + i,
+            };
+            let g_at = |p: usize, o: usize| match ys.len() {
+                3 if weight == 0 => (p / t * n + o) * t + p % t,
+                _ if last(&ys) == rows => o * rows + p,
+                _ => p * n + o,
+            };
+            for sample in 0..BATCH {
+                let mut want = vec![0.0; n * k];
+                for p in sample * t..(sample + 1) * t {
+                    for (o, i) in (0..n).flat_map(|o| (0..k).map(move |i| (o, i))) {
+                        let at = if transposed { i * n + o } else { o * k + i };
+                        want[at] += scale * f64::from(g[g_at(p, o)]) * f64::from(x[x_at(p, i)]);
+                    }
+                }
+                assert_close(&natural(&product, &x, &g, sample), &want, &format!("{node:?}"));
+                for (i, _) in g.iter().enumerate() {
+                    let own = product.belongs(i, g.len(), sample, BATCH);
+                    let p = (0..rows).find(|&p| (0..n).any(|o| g_at(p, o) == i));
+                    assert_eq!(own, p.map(|p| p / t) == Some(sample), "{node:?}: element {i}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_one_weight_is_refused() {
+        let batched = facts(&[("x", &[2, 3, 4]), ("w", &[2, 4, 5]), ("y", &[2, 3, 5])]);
+        assert_eq!(Product::of(&Node::new("MatMul", ["x", "w"], "y"), 1, &batched), None);
+        let vector = facts(&[("x", &[4]), ("w", &[4, 5]), ("y", &[5])]);
+        assert_eq!(Product::of(&Node::new("MatMul", ["x", "w"], "y"), 1, &vector), None);
+    }
 }

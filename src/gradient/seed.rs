@@ -52,7 +52,8 @@ impl FromStr for Fisher {
             "scalar" => Fisher::Scalar,
             _ => bail!(
                 Usage,
-                "unknown kind of Fisher {s:?}: use outputs, gaussian, labels, sampled, mse or scalar"
+                "unknown kind of Fisher {s:?}: use outputs, gaussian, labels, sampled, mse \
+                 or scalar"
             ),
         })
     }
@@ -100,7 +101,8 @@ const NOISE: &str = "hone/noise";
 const TARGET: &str = "hone/target";
 
 impl Seeding {
-    /// Decides what is seeded. `outputs` names some of the model's outputs, all float ones if empty.
+    /// Decides what is seeded. `outputs` names some of the model's outputs, all float ones
+    /// if empty.
     pub fn new(
         fisher: Fisher,
         outputs: &[String],

@@ -48,8 +48,8 @@ pub(super) enum Ranking {
     Scores,
 }
 
-/// What one thread works with; grows to the largest block it meets. Vectors named for weights of the
-/// block run over all of it, over those alive, or over those kept.
+/// What one thread works with; grows to the largest block it meets. Vectors named for weights of
+/// the block run over all of it, over those alive, or over those kept.
 #[derive(Default)]
 pub(super) struct Scratch {
     /// The block of the Fisher, B×B, undamped.

@@ -96,9 +96,9 @@ impl Default for Options {
             update: Update::Joint,
             selection: Selection::Greedy,
             block: 128,
-            damping: Damping::Relative(0.1),
-            stages: 4,
-            gradients: 1024,
+            damping: Damping::Relative(0.01),
+            stages: 8,
+            gradients: 512,
             fisher_batch: 1,
             fisher: Fisher::Outputs,
             match_statistics: true,
@@ -263,7 +263,8 @@ impl<'a> Matching<'a> {
         let batch = batch.unwrap_or(1);
         let answers = match places.len() {
             0 => Vec::new(),
-            _ => Runner::new(dense, &judged, options.run())?.run(&samples, cancel, |_, o| Ok(o))?,
+            _ => Runner::new(&[dense], &judged, options.run())?
+                .run(&samples, cancel, |_, o| Ok(o))?,
         };
         Ok(Matching {
             dense,
@@ -340,7 +341,7 @@ impl<'a> Matching<'a> {
 
     /// Mean half squared change of the outputs.
     fn distance(&self, graph: &Graph) -> Result<f64> {
-        let mut runner = Runner::new(graph, &self.judged, self.options.run())?;
+        let mut runner = Runner::new(&[graph], &self.judged, self.options.run())?;
         let now = runner.run(&self.samples, self.cancel, |_, outputs| Ok(outputs))?;
         let pairs = now.iter().flatten().zip(self.answers.iter().flatten());
         let sum: f64 = pairs.map(|(now, then)| evaluate::half_squared(then, now)).sum();

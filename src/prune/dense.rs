@@ -1,4 +1,5 @@
-//! Cholesky, solve and the diagonal of the inverse of one block in f64, on faer, with workspace that outlives blocks.
+//! Cholesky, solve and the diagonal of the inverse of one block in f64, on faer, with
+//! workspace that outlives blocks.
 
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::cholesky::llt::{factor, solve};

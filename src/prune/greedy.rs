@@ -7,9 +7,10 @@
 //! only w and diag H follow at once; then what is left of H is gathered into its leading corner and
 //! gets the panel's rank-k update, so that every panel is cheaper than the one before.
 //!
-//! H is that of A = (F + λI)/λ, so its diagonal lies in (0, 1], and w by its largest magnitude: nothing
-//! overflows in f32, and the precision lost in the downdates shows as a pivot that is small against
-//! the diagonal it started from. The kernel gives up then, and the caller repeats it in f64.
+//! H is that of A = (F + λI)/λ, so its diagonal lies in (0, 1], and w by its largest magnitude:
+//! nothing overflows in f32, and the precision lost in the downdates shows as a pivot that is small
+//! against the diagonal it started from. The kernel gives up then, and the caller repeats it in
+//! f64.
 
 use super::kernel::{LANES, PrecisionLost, Real, add_rows, invert};
 

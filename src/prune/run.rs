@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::calibration::{Labels, ReadOptions, Samples};
+use crate::calibration::{Accuracy, ReadOptions, Samples};
 use crate::cancel::Cancel;
 use crate::error::{Context, Result, bail, error};
 use crate::evaluate::{self, RunOptions};
@@ -145,20 +145,15 @@ impl Job {
         cancel: &Cancel,
     ) -> Result<Evaluation> {
         let (run, output) = (self.run_options(), self.main_output(models.dense)?);
-        let apart =
-            evaluate::divergence(models.dense, models.pruned, &output, samples, run, cancel)?;
-        let labelled = matches!(samples.labels(), Some(Labels::Classes(_)));
-        let quality = |graph: &Graph| -> Result<Option<Quality>> {
-            if !labelled {
-                return Ok(None);
-            }
-            let right = evaluate::accuracy(graph, &output, samples, run, cancel)?;
-            Ok(Some(Quality { accuracy: right.value(), loss: right.mean_loss() }))
-        };
+        let compared =
+            evaluate::compare(models.dense, models.pruned, &output, samples, run, cancel)?;
+        let quality =
+            |right: Accuracy| Quality { accuracy: right.value(), loss: right.mean_loss() };
+        let apart = compared.divergence;
         Ok(Evaluation {
             samples: samples.rows() as u64,
-            dense: quality(models.dense)?,
-            pruned: quality(models.pruned)?,
+            dense: compared.accuracy.map(|[dense, _]| quality(dense)),
+            pruned: compared.accuracy.map(|[_, pruned]| quality(pruned)),
             divergence: Divergence { relative_error: apart.relative, agreement: apart.agreement },
         })
     }
@@ -177,8 +172,8 @@ impl Job {
         }
         let run = self.run_options();
         let change = |value: &String| {
-            evaluate::divergence(models.dense, models.pruned, value, samples, run, cancel)
-                .map(|apart| apart.half_squared)
+            evaluate::compare(models.dense, models.pruned, value, samples, run, cancel)
+                .map(|compared| compared.divergence.half_squared)
         };
         Ok(Some(pruned.seeded.iter().map(change).sum::<Result<f64>>()?))
     }

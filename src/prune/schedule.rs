@@ -3,8 +3,8 @@
 /// `stages` sparsities that lead from `from` to `to` (exclusive and inclusive), the density falling
 /// by the same factor each time: density_j = density_from · (density_to / density_from)^(j/stages).
 ///
-/// `schedule(0.0, 0.75, 2)` is `[0.5, 0.75]`. The last entry is exactly `to`; no stages, no entries.
-/// Both ends lie in [0, 1).
+/// `schedule(0.0, 0.75, 2)` is `[0.5, 0.75]`. The last entry is exactly `to`; no stages, no
+/// entries. Both ends lie in [0, 1).
 pub fn schedule(from: f64, to: f64, stages: usize) -> Vec<f64> {
     let (start, end) = (1.0 - from, 1.0 - to);
     let density = |j: usize| start * (end / start).powf(j as f64 / stages as f64);

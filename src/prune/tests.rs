@@ -181,8 +181,8 @@ fn optimum(matrix: &[f64], n: usize, weights: &[f64], kept: &[usize]) -> (Vec<f6
     (moved, inverse)
 }
 
-/// Greedy removal with everything computed anew each time, each group of `of` losing `lose` at most:
-/// the order and the marginal losses.
+/// Greedy removal with everything computed anew each time, each group of `of` losing `lose` at
+/// most: the order and the marginal losses.
 fn brute_force(
     matrix: &[f64],
     n: usize,

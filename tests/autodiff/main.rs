@@ -1,4 +1,4 @@
-//! Every gradient rule against central finite differences of ONNX Runtime's own forward kernels,
+//! Every gradient rule, against central finite differences of ONNX Runtime's own forward kernels,
 //! over single-operator graphs with random geometry.
 //!
 //! For random directions v and cotangents c the directional derivative ⟨∂⟨c, f⟩/∂x, v⟩ is compared
@@ -10,6 +10,7 @@ mod conv;
 mod elementwise;
 mod index;
 mod matmul;
+mod node_cases;
 mod norm;
 mod pool;
 mod reduce;

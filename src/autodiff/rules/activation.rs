@@ -13,27 +13,37 @@ pub(super) fn relu(p: &mut Pullback) -> Result<()> {
     give_times(p, &slope)
 }
 
-/// 1 strictly between the bounds; the bounds get the gradients of what they cut off.
+/// y = min(max(x, low), high): 1 strictly between the bounds, which get what they cut off.
 pub(super) fn clip(p: &mut Pullback) -> Result<()> {
     let (x, y, g) = (p.x(0)?, p.y(0)?, p.g()?);
-    let mut slope = None;
-    for (bound, inside, outside) in [(1, "Greater", "Less"), (2, "Less", "Greater")] {
-        if p.node.input(bound).is_none() {
-            continue;
-        }
-        let limit = p.x(bound)?;
-        let mask = p.mask(inside, &y, &limit, y.element);
-        slope = Some(slope.map_or(mask.clone(), |s| p.mul(&s, &mask)));
-        if p.needs(bound) {
-            let cut = p.mask(outside, &x, &limit, y.element);
-            let share = p.mul(&g, &cut);
-            p.give(bound, share)?;
-        }
+    let low = p.node.input(1).map(|_| p.x(1)).transpose()?;
+    let high = p.node.input(2).map(|_| p.x(2)).transpose()?;
+    let mut dx = g.clone();
+    if let Some(low) = &low {
+        let inside = p.mask("Greater", &y, low, y.element);
+        dx = p.mul(&dx, &inside);
     }
-    match slope {
-        Some(slope) => give_times(p, &slope),
-        None => p.give(0, g),
+    if let Some(high) = &high {
+        let inside = p.mask("Less", &y, high, y.element);
+        dx = p.mul(&dx, &inside);
     }
+    p.give(0, dx)?;
+    if let Some(low) = low.as_ref().filter(|_| p.needs(1)) {
+        let raised = p.mask("Less", &x, low, y.element);
+        let mut share = p.mul(&g, &raised);
+        if let Some(high) = &high {
+            let stays = p.mask("Less", low, high, y.element);
+            share = p.mul(&share, &stays);
+        }
+        p.give(1, share)?;
+    }
+    if let Some(high) = high.as_ref().filter(|_| p.needs(2)) {
+        let raised = low.map_or(x.clone(), |low| p.binary("Max", &x, &low));
+        let cut = p.mask("Greater", &raised, high, y.element);
+        let share = p.mul(&g, &cut);
+        p.give(2, share)?;
+    }
+    Ok(())
 }
 
 /// y(1 − y).

@@ -14,8 +14,8 @@ use hone::runtime::Device;
 #[command(
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 done, 2 usage, 3 files, 4 malformed model, 5 unsupported model, 6 data, \
-                  7 ONNX Runtime or device, 8 memory limit, 9 numerics, 130 interrupted."
+    after_help = "Exit codes: 0 done, 2 usage, 3 files, 4 malformed model, 5 unsupported model, \
+                  6 data, 7 ONNX Runtime or device, 8 memory limit, 9 numerics, 130 interrupted."
 )]
 pub struct Arguments {
     #[command(subcommand)]
@@ -66,9 +66,10 @@ pub struct Running {
 /// Prune a model: choose weights by M-FAC, move the others to make up for them, check the result.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  hone prune examples/fashion/model.onnx \
-    --calibration examples/fashion/calibration.npz \\\n      --sparsity 0.9 --evaluation examples/fashion/test.npz --output pruned.onnx\n\n\
-    Samples are .npy (models with one input), .npz (arrays named as the model's inputs, and `labels`), \
-    or a folder of\nimages with one sub-folder per class.")]
+    --calibration examples/fashion/calibration.npz \\\n      \
+    --sparsity 0.9 --evaluation examples/fashion/test.npz --output pruned.onnx\n\n\
+    Samples are .npy (models with one input), .npz (arrays named as the model's inputs, and \
+    `labels`), or a folder of\nimages with one sub-folder per class.")]
 pub struct Prune {
     /// The model: an ordinary inference model in ONNX.
     pub model: PathBuf,
@@ -95,17 +96,20 @@ pub struct Prune {
     #[arg(long, default_value = "unstructured", help_heading = "Which weights")]
     pub pattern: Pattern,
     /// One threshold for all layers (global), or the same sparsity in each (layer).
-    #[arg(long, default_value = "global", value_parser = ["global", "layer"], help_heading = "Which weights")]
+    #[arg(long, default_value = "global", value_parser = ["global", "layer"])]
+    #[arg(help_heading = "Which weights")]
     pub scope: String,
     /// Tensors to leave alone; * stands for any characters. May be repeated.
     #[arg(long, value_name = "NAME", help_heading = "Which weights")]
     pub skip: Vec<String>,
     /// mfac, or magnitude as a baseline.
-    #[arg(long, default_value = "mfac", value_parser = ["mfac", "magnitude"], help_heading = "Which weights")]
+    #[arg(long, default_value = "mfac", value_parser = ["mfac", "magnitude"])]
+    #[arg(help_heading = "Which weights")]
     pub method: String,
 
     /// How the others make up for removed weights: joint (exact), or independent (as published).
-    #[arg(long, default_value = "joint", value_parser = ["joint", "independent"], help_heading = "M-FAC")]
+    #[arg(long, default_value = "joint", value_parser = ["joint", "independent"])]
+    #[arg(help_heading = "M-FAC")]
     pub update: String,
     /// How weights are ordered: greedy, or staged:N to re-score N times on one set of gradients.
     #[arg(long, default_value = "greedy", value_name = "greedy|staged:N", help_heading = "M-FAC")]
@@ -114,23 +118,26 @@ pub struct Prune {
     #[arg(long, default_value = "128", value_name = "WEIGHTS|layer", help_heading = "M-FAC")]
     pub block: String,
     /// Damping λ as a fraction of the layer's mean Fisher diagonal.
-    #[arg(long, default_value_t = 0.1, value_name = "FRACTION", help_heading = "M-FAC")]
+    #[arg(long, default_value_t = 0.01, value_name = "FRACTION", help_heading = "M-FAC")]
     pub damping: f64,
     /// Damping λ itself, in units of a squared gradient, instead of the fraction.
     #[arg(long, value_name = "LAMBDA", conflicts_with = "damping", help_heading = "M-FAC")]
     pub damping_absolute: Option<f64>,
     /// How often gradients are taken anew on the way to the sparsity.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "M-FAC")]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(help_heading = "M-FAC")]
     pub stages: u32,
     /// Gradients per stage (m).
-    #[arg(long, default_value_t = 1024, value_name = "M", value_parser = clap::value_parser!(u32).range(1..), help_heading = "M-FAC")]
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(value_name = "M", help_heading = "M-FAC")]
     pub gradients: u32,
     /// What is differentiated: outputs (random cotangents, no labels), gaussian, labels, sampled,
     /// mse, or scalar.
     #[arg(long, default_value = "outputs", help_heading = "M-FAC")]
     pub fisher: Fisher,
     /// Samples averaged into one gradient.
-    #[arg(long, default_value_t = 1, value_name = "SAMPLES", value_parser = clap::value_parser!(u32).range(1..=65536), help_heading = "M-FAC")]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(value_name = "SAMPLES", help_heading = "M-FAC")]
     pub fisher_batch: u32,
     /// Outputs to differentiate; all float ones by default. May be repeated.
     #[arg(long = "outputs", value_name = "NAME", help_heading = "M-FAC")]
@@ -138,7 +145,8 @@ pub struct Prune {
 
     /// Rescale and shift each output of the pruned layers to its old mean and variance after each
     /// stage, through weights and biases: on, off, or auto (on for the joint update).
-    #[arg(long, default_value = "auto", value_parser = ["on", "off", "auto"], help_heading = "M-FAC")]
+    #[arg(long, default_value = "auto", value_parser = ["on", "off", "auto"])]
+    #[arg(help_heading = "M-FAC")]
     pub match_statistics: String,
 
     #[command(flatten)]
@@ -152,9 +160,8 @@ pub struct Prune {
 
 /// Accuracy and cross-entropy of a model on labelled samples.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  hone eval examples/fashion/model.onnx --data examples/fashion/test.npz"
-)]
+#[command(after_help = "Example:\n  hone eval examples/fashion/model.onnx \
+    --data examples/fashion/test.npz")]
 pub struct Eval {
     /// The model.
     pub model: PathBuf,
@@ -188,8 +195,9 @@ pub struct Inspect {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  hone gradient examples/fashion/model.onnx \
     --samples examples/fashion/calibration.npz --output backward.onnx\n\n\
-    The graph takes the model's inputs and a cotangent for each differentiated output, and returns the \
-    outputs and\nthe gradients of the chosen values. The metadata `hone.seeds` and `hone.gradients` name them.")]
+    The graph takes the model's inputs and a cotangent for each differentiated output, and returns \
+    the outputs and\nthe gradients of the chosen values. The metadata `hone.seeds` and \
+    `hone.gradients` name them.")]
 pub struct Gradient {
     /// The model.
     pub model: PathBuf,
