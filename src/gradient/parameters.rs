@@ -315,6 +315,7 @@ fn unless_identity(map: Vec<u32>) -> Option<Vec<u32>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::sync::Arc;
 
     use super::*;
@@ -323,7 +324,7 @@ mod tests {
     use crate::tensor::{ElementType, Tensor};
 
     /// y = MatMul(x, Transpose(w)), z = Conv(c, k), and tensors that are not weights.
-    fn graph() -> (Graph, Facts) {
+    fn prepared() -> Prepared {
         let mut graph = Graph { opset: 18, ..Graph::default() };
         for (name, shape) in
             [("w", vec![3, 2]), ("k", vec![2, 4, 2, 1]), ("b", vec![3]), ("e", vec![5, 2])]
@@ -355,19 +356,19 @@ mod tests {
             let fact = Fact { element: ElementType::F32, shape: shape.to_vec(), constant: None };
             facts.insert(name.into(), fact);
         }
-        (graph, facts)
+        Prepared { graph, facts, folded: HashSet::new() }
     }
 
     #[test]
     fn weights_are_found_through_views_and_laid_out_by_output() {
-        let (graph, facts) = graph();
-        let (found, skipped) = discover(&graph, &facts, RowOrder::Taps);
+        let prepared = prepared();
+        let (found, skipped) = discover(&prepared, RowOrder::Taps);
         let names: Vec<_> =
             found.iter().map(|p| (p.name.as_str(), p.range.clone(), p.row)).collect();
         assert_eq!(names, [("w", 0..6, 2), ("k", 6..22, 8)]);
         // x·wᵀ: output n reads row n of w, as stored.
         assert_eq!(found[0].order, None);
-        assert_eq!(protected(&graph), ["wt"]);
+        assert_eq!(protected(&prepared.graph), ["wt"]);
         let reasons: Vec<_> =
             skipped.iter().map(|s| (s.name.as_str(), s.reason.as_str())).collect();
         assert!(reasons[0].0 == "b" && reasons[0].1.contains("bias"), "{reasons:?}");
@@ -375,9 +376,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_folded_is_no_weight() {
+        let mut prepared = prepared();
+        prepared.folded.extend(["k".into(), "b".into()]);
+        let (found, skipped) = discover(&prepared, RowOrder::Taps);
+        assert_eq!(found.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["w"]);
+        assert_eq!(skipped.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["e"]);
+    }
+
+    #[test]
     fn channels_run_fastest_when_asked() {
-        let (graph, facts) = graph();
-        let (found, _) = discover(&graph, &facts, RowOrder::Channels);
+        let prepared = prepared();
+        let (found, _) = discover(&prepared, RowOrder::Channels);
         assert_eq!((found[1].row, found[1].channels), (8, 4));
         // Stored [channel][tap]; the row has the four channels of tap 0, then those of tap 1.
         assert_eq!(found[1].order.as_ref().unwrap()[..8], [0, 2, 4, 6, 1, 3, 5, 7]);
