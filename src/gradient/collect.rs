@@ -35,8 +35,6 @@ pub struct Plan {
     pub threads: usize,
     /// Where the backward graph runs.
     pub device: Device,
-    /// Most bytes of rows held at a time.
-    pub panel_bytes: usize,
 }
 
 /// Consecutive rows of G, restricted to a range of the flat vector.
@@ -60,8 +58,9 @@ pub struct Collector<'a> {
     batch: usize,
 }
 
-/// Most rows per panel: enough to fill the matrix kernels, few enough to stay in memory.
-const MOST_PANEL_ROWS: usize = 192;
+/// Rows per panel, rounded to whole tasks: enough to fill the matrix kernels, few enough to stay in
+/// memory. A constant, so that sums over panels have the same bits whatever the memory limit.
+const PANEL_ROWS: usize = 192;
 
 impl<'a> Collector<'a> {
     /// A collector; `batch` is the batch that `prepared` was fixed to.
@@ -108,6 +107,17 @@ impl<'a> Collector<'a> {
         Ok(true)
     }
 
+    /// Rows of the largest panel.
+    pub fn panel_rows(&self) -> usize {
+        let whole_tasks = PANEL_ROWS / self.task() * self.task();
+        whole_tasks.max(self.task()).min(self.plan.gradients)
+    }
+
+    /// Rows that a worker takes at a time.
+    fn task(&self) -> usize {
+        (self.batch / self.plan.fisher_batch).max(1)
+    }
+
     /// Collects `range` of every row and calls `sink` with panels of rows, in order.
     pub fn collect(
         &self,
@@ -125,10 +135,9 @@ impl<'a> Collector<'a> {
         let mut workers =
             (0..workers).map(|_| self.worker(&backward)).collect::<Result<Vec<Worker>>>()?;
         let width = range.len();
-        let task = (self.batch / self.plan.fisher_batch).max(1);
-        let most = (self.plan.panel_bytes / 4 / width.max(1)).min(MOST_PANEL_ROWS) / task * task;
-        let rows_per_panel = most.max(task);
-        let mut panel = vec![0.0f32; rows_per_panel.min(self.plan.gradients) * width];
+        let task = self.task();
+        let rows_per_panel = self.panel_rows();
+        let mut panel = vec![0.0f32; rows_per_panel * width];
         let order = Order::new(self.samples.rows(), self.plan.seed);
         let job =
             Job { collector: self, backward: &backward, layers: &layers, order: &order, range };
