@@ -16,8 +16,8 @@ use crate::gradient::collect::{Collector, Plan};
 use crate::gradient::parameters::{self, Parameter, RowOrder, Skipped};
 use crate::gradient::prepare::{Prepared, prepare};
 use crate::gradient::seed::{Fisher, Seeding};
-use crate::mfac::BlockFisher;
 use crate::onnx::Graph;
+use crate::prune::fisher::{Budget, FisherBlocks, Groups};
 use crate::prune::statistics::{self, Moments, Place};
 use crate::prune::{
     Damping, Layer, Pattern, Scope, Selection, Step, StepPlan, Update, Workers, magnitude,
@@ -168,9 +168,6 @@ pub fn compress(
         .iter()
         .map(|p| Layer { name: p.name.clone(), range: p.range.clone(), row: p.row })
         .collect();
-    if options.method == Method::MFac {
-        check_memory(&layers, options)?;
-    }
     let mut weights = read(&prepared, &parameters);
     let mut alive = vec![true; weights.len()];
     let mut result = Pruned {
@@ -410,7 +407,7 @@ impl Stage<'_> {
         (prepared, parameters, samples, seeding): CollectorInputs<'_>,
         layers: &[Layer],
         result: &mut Pruned,
-    ) -> Result<BlockFisher> {
+    ) -> Result<FisherBlocks> {
         let options = self.options;
         let plan = Plan {
             gradients: options.gradients,
@@ -419,23 +416,32 @@ impl Stage<'_> {
             seed: options.seed.wrapping_add(self.number as u64),
             threads: options.threads,
             device: options.device,
-            panel_bytes: panel_bytes(options),
         };
         let collector = Collector::new(prepared, parameters, samples, seeding, &plan, self.batch);
-        self.progress.begin(&self.name("gradients"), options.gradients as u64);
         let blocks = plan_blocks(layers, options.block, options.pattern);
-        let width = layers.last().map_or(0, |l| l.range.end);
-        let mut fisher = BlockFisher::new(blocks)?;
-        let (start, mut fisher_s, mut done) = (Instant::now(), 0.0, 0);
-        collector.collect(0..width, self.cancel, |panel| {
-            let start = Instant::now();
-            fisher.add(panel.rows, panel.count, width, 0, width, options.threads);
-            fisher_s += start.elapsed().as_secs_f64();
-            done += panel.count as u64;
-            self.progress.advance(done);
-            Ok(())
+        let budget = Budget {
+            limit_bytes: options.memory_limit_bytes,
+            gradients: options.gradients,
+            panel_rows: collector.panel_rows(),
+            threads: options.threads,
+        };
+        let groups = Groups::plan(&blocks, budget, |block| {
+            let layer = layers.iter().find(|l| l.range.contains(&block.start));
+            layer.map_or(String::new(), |l| l.name.clone())
         })?;
-        fisher.set_gradients(options.gradients);
+        let total = options.gradients * groups.groups.len();
+        self.progress.begin(&self.name("gradients"), total as u64);
+        let (start, mut fisher_s, mut done) = (Instant::now(), 0.0, 0);
+        let fisher = FisherBlocks::collect(blocks, &groups, budget, &mut |range, sink| {
+            collector.collect(range, self.cancel, |panel| {
+                let start = Instant::now();
+                sink(panel)?;
+                fisher_s += start.elapsed().as_secs_f64();
+                done += panel.count as u64;
+                self.progress.advance(done);
+                Ok(())
+            })
+        })?;
         result.fisher_s += fisher_s;
         result.gradient_s += start.elapsed().as_secs_f64() - fisher_s;
         Ok(fisher)
@@ -446,7 +452,7 @@ impl Stage<'_> {
         weights: &[f32],
         alive: &[bool],
         layers: &[Layer],
-        fisher: &BlockFisher,
+        fisher: &FisherBlocks,
         sparsity: f64,
     ) -> Result<Step> {
         let plan = StepPlan {
@@ -498,7 +504,6 @@ fn fix_batch(
             seed: options.seed,
             threads: options.threads,
             device: options.device,
-            panel_bytes: options.memory_limit_bytes / 4,
         };
         let collector = Collector::new(&prepared, &parameters, samples, &seeding, &plan, batch);
         if options.method == Method::Magnitude || collector.samples_are_separable(cancel)? {
@@ -569,35 +574,6 @@ fn matches(pattern: &str, name: &str) -> bool {
     (0..=rest.len()).filter(|&i| rest.is_char_boundary(i)).any(|i| matches(tail, &rest[i..]))
 }
 
-/// What a panel of gradients may take: a quarter of the limit, the rest is for Fisher blocks.
-fn panel_bytes(options: &Options) -> usize {
-    options.memory_limit_bytes / 4
-}
-
-/// An error when the Fisher blocks, or a single gradient, would not stay within the limit.
-fn check_memory(layers: &[Layer], options: &Options) -> Result<()> {
-    let mib = |bytes: usize| bytes.div_ceil(1 << 20);
-    let limit = options.memory_limit_bytes;
-    let gradient = layers.last().map_or(0, |l| l.range.end).saturating_mul(size_of::<f32>());
-    let least = gradient.saturating_mul((evaluate::BATCH / options.fisher_batch).max(1));
-    let blocks = plan_blocks(layers, options.block, options.pattern);
-    let state = BlockFisher::state_bytes(&blocks);
-    if state > limit - panel_bytes(options) || least > panel_bytes(options) {
-        let widest = blocks.iter().max_by_key(|b| b.len()).map_or(0, |b| b.len());
-        bail!(
-            Memory,
-            "Fisher blocks of up to {widest} weights take {} MiB and gradients at least {} MiB, \
-             but the limit leaves {} and {} MiB: choose a smaller --block or a larger \
-             --memory-limit",
-            mib(state),
-            mib(least),
-            mib(limit - panel_bytes(options)),
-            mib(panel_bytes(options))
-        );
-    }
-    Ok(())
-}
-
 /// The weights in canonical order.
 fn read(prepared: &Prepared, parameters: &[Parameter]) -> Vec<f32> {
     let mut weights = Vec::with_capacity(parameters.last().map_or(0, |p| p.range.end));
@@ -630,19 +606,6 @@ fn store(prepared: &mut Prepared, parameters: &[Parameter], weights: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn blocks_beyond_the_limit_are_refused_before_any_work() {
-        let layers = [Layer { name: "w".into(), range: 0..36_864, row: 576 }];
-        let mut options = Options { block: 128, ..Options::default() };
-        assert!(check_memory(&layers, &options).is_ok());
-        options.block = usize::MAX;
-        let error = check_memory(&layers, &options).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Memory);
-        assert!(error.to_string().contains("--memory-limit"), "{error}");
-        options = Options { memory_limit_bytes: 1 << 20, ..Options::default() };
-        assert_eq!(check_memory(&layers, &options).unwrap_err().kind(), ErrorKind::Memory);
-    }
 
     #[test]
     fn names_match_patterns() {
