@@ -108,8 +108,9 @@ impl Curvature for Problem {
     fn blocks(&self) -> &[Range<usize>] {
         &self.blocks
     }
-    fn block(&self, _index: usize, out: &mut [f64]) {
+    fn block(&self, _index: usize, out: &mut [f64]) -> hone::error::Result<()> {
         out.copy_from_slice(&self.fisher[..out.len()]);
+        Ok(())
     }
     fn diagonal_mean(&self, _range: Range<usize>) -> f64 {
         let size = self.blocks[0].len();

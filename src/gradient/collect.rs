@@ -35,8 +35,6 @@ pub struct Plan {
     pub threads: usize,
     /// Where the backward graph runs.
     pub device: Device,
-    /// Most bytes of rows held at a time.
-    pub panel_bytes: usize,
 }
 
 /// Consecutive rows of G, restricted to a range of the flat vector.
@@ -60,8 +58,9 @@ pub struct Collector<'a> {
     batch: usize,
 }
 
-/// Most rows per panel: enough to fill the matrix kernels, few enough to stay in memory.
-const MOST_PANEL_ROWS: usize = 192;
+/// Rows per panel, rounded to whole tasks: enough to fill the matrix kernels, few enough to stay in
+/// memory. A constant, so that sums over panels have the same bits whatever the memory limit.
+const PANEL_ROWS: usize = 192;
 
 impl<'a> Collector<'a> {
     /// A collector; `batch` is the batch that `prepared` was fixed to.
@@ -87,7 +86,7 @@ impl<'a> Collector<'a> {
         if layers.iter().any(|l| !l.product.splits(self.batch)) {
             return Ok(false);
         }
-        let backward = self.backward(&mut layers)?;
+        let backward = self.backward(&mut layers, false)?;
         let mut worker = self.worker(&backward)?;
         let sample = self.batch - 1;
         let rows: Vec<usize> = (0..self.batch).map(|i| i % self.samples.rows()).collect();
@@ -108,6 +107,17 @@ impl<'a> Collector<'a> {
         Ok(true)
     }
 
+    /// Rows of the largest panel.
+    pub fn panel_rows(&self) -> usize {
+        let whole_tasks = PANEL_ROWS / self.task() * self.task();
+        whole_tasks.max(self.task()).min(self.plan.gradients)
+    }
+
+    /// Rows that a worker takes at a time.
+    fn task(&self) -> usize {
+        (self.batch / self.plan.fisher_batch).max(1)
+    }
+
     /// Collects `range` of every row and calls `sink` with panels of rows, in order.
     pub fn collect(
         &self,
@@ -116,8 +126,7 @@ impl<'a> Collector<'a> {
         mut sink: impl FnMut(Panel<'_>) -> Result<()>,
     ) -> Result<()> {
         let mut layers = self.layers(&range);
-        let mut backward = self.backward(&mut layers)?;
-        self.seeding.attach(&mut backward)?;
+        let backward = self.backward(&mut layers, true)?;
         let workers = match self.plan.device {
             Device::Cpu => self.plan.threads.max(1),
             Device::Cuda | Device::Auto => 1,
@@ -125,10 +134,9 @@ impl<'a> Collector<'a> {
         let mut workers =
             (0..workers).map(|_| self.worker(&backward)).collect::<Result<Vec<Worker>>>()?;
         let width = range.len();
-        let task = (self.batch / self.plan.fisher_batch).max(1);
-        let most = (self.plan.panel_bytes / 4 / width.max(1)).min(MOST_PANEL_ROWS) / task * task;
-        let rows_per_panel = most.max(task);
-        let mut panel = vec![0.0f32; rows_per_panel.min(self.plan.gradients) * width];
+        let task = self.task();
+        let rows_per_panel = self.panel_rows();
+        let mut panel = vec![0.0f32; rows_per_panel * width];
         let order = Order::new(self.samples.rows(), self.plan.seed);
         let job =
             Job { collector: self, backward: &backward, layers: &layers, order: &order, range };
@@ -163,8 +171,9 @@ impl<'a> Collector<'a> {
         layers
     }
 
-    /// The backward graph for these layers; names their cotangents.
-    fn backward(&self, layers: &mut [Layer]) -> Result<Backward> {
+    /// The backward graph for these layers; names their cotangents. With `seeded` its seeds are
+    /// those of the run, else they are inputs.
+    fn backward(&self, layers: &mut [Layer], seeded: bool) -> Result<Backward> {
         let slots: Vec<Slot> = layers.iter().map(|l| l.slot).collect();
         let (graph, facts) = (&self.prepared.graph, &self.prepared.facts);
         let mut backward = autodiff::backward(graph, facts, &self.seeding.values(), &[], &slots)?;
@@ -174,6 +183,10 @@ impl<'a> Collector<'a> {
                 bail!(Model, "no gradient reaches {}", graph.nodes[layer.slot.node].describe())
             };
             layer.g = capture.gradient.clone();
+        }
+        // Before anything is dropped: seeds may need the logits, which gradients do not.
+        if seeded {
+            self.seeding.attach(&mut backward)?;
         }
         // Nobody reads the model's own outputs here.
         let wanted: BTreeSet<&str> =

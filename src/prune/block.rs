@@ -179,7 +179,7 @@ impl Scratch {
     fn fetch(&mut self, task: &Task<'_>, curvature: &dyn Curvature) -> Result<()> {
         let n = task.range.len();
         self.fisher.resize(n * n, 0.0);
-        curvature.block(task.index, &mut self.fisher);
+        curvature.block(task.index, &mut self.fisher)?;
         // Without an early exit inside a chunk, so that chunks are checked in vectors.
         let finite = |chunk: &[f64]| chunk.iter().fold(true, |all, f| all & f.is_finite());
         let sound = self.fisher.chunks(64).all(finite)

@@ -16,8 +16,8 @@ use crate::gradient::collect::{Collector, Plan};
 use crate::gradient::parameters::{self, Parameter, RowOrder, Skipped};
 use crate::gradient::prepare::{Prepared, prepare};
 use crate::gradient::seed::{Fisher, Seeding};
-use crate::mfac::BlockFisher;
 use crate::onnx::Graph;
+use crate::prune::fisher::{Budget, FisherBlocks, Groups};
 use crate::prune::statistics::{self, Moments, Place};
 use crate::prune::{
     Damping, Layer, Pattern, Scope, Selection, Step, StepPlan, Update, Workers, magnitude,
@@ -407,7 +407,7 @@ impl Stage<'_> {
         (prepared, parameters, samples, seeding): CollectorInputs<'_>,
         layers: &[Layer],
         result: &mut Pruned,
-    ) -> Result<BlockFisher> {
+    ) -> Result<FisherBlocks> {
         let options = self.options;
         let plan = Plan {
             gradients: options.gradients,
@@ -416,23 +416,32 @@ impl Stage<'_> {
             seed: options.seed.wrapping_add(self.number as u64),
             threads: options.threads,
             device: options.device,
-            panel_bytes: options.memory_limit_bytes / 4,
         };
         let collector = Collector::new(prepared, parameters, samples, seeding, &plan, self.batch);
-        self.progress.begin(&self.name("gradients"), options.gradients as u64);
         let blocks = plan_blocks(layers, options.block, options.pattern);
-        let width = layers.last().map_or(0, |l| l.range.end);
-        let mut fisher = BlockFisher::new(blocks)?;
-        let (start, mut fisher_s, mut done) = (Instant::now(), 0.0, 0);
-        collector.collect(0..width, self.cancel, |panel| {
-            let start = Instant::now();
-            fisher.add(panel.rows, panel.count, width, 0, width, options.threads);
-            fisher_s += start.elapsed().as_secs_f64();
-            done += panel.count as u64;
-            self.progress.advance(done);
-            Ok(())
+        let budget = Budget {
+            limit_bytes: options.memory_limit_bytes,
+            gradients: options.gradients,
+            panel_rows: collector.panel_rows(),
+            threads: options.threads,
+        };
+        let groups = Groups::plan(&blocks, budget, |block| {
+            let layer = layers.iter().find(|l| l.range.contains(&block.start));
+            layer.map_or(String::new(), |l| l.name.clone())
         })?;
-        fisher.set_gradients(options.gradients);
+        let total = options.gradients * groups.groups.len();
+        self.progress.begin(&self.name("gradients"), total as u64);
+        let (start, mut fisher_s, mut done) = (Instant::now(), 0.0, 0);
+        let fisher = FisherBlocks::collect(blocks, &groups, budget, &mut |range, sink| {
+            collector.collect(range, self.cancel, |panel| {
+                let start = Instant::now();
+                sink(panel)?;
+                fisher_s += start.elapsed().as_secs_f64();
+                done += panel.count as u64;
+                self.progress.advance(done);
+                Ok(())
+            })
+        })?;
         result.fisher_s += fisher_s;
         result.gradient_s += start.elapsed().as_secs_f64() - fisher_s;
         Ok(fisher)
@@ -443,7 +452,7 @@ impl Stage<'_> {
         weights: &[f32],
         alive: &[bool],
         layers: &[Layer],
-        fisher: &BlockFisher,
+        fisher: &FisherBlocks,
         sparsity: f64,
     ) -> Result<Step> {
         let plan = StepPlan {
@@ -495,7 +504,6 @@ fn fix_batch(
             seed: options.seed,
             threads: options.threads,
             device: options.device,
-            panel_bytes: options.memory_limit_bytes / 4,
         };
         let collector = Collector::new(&prepared, &parameters, samples, &seeding, &plan, batch);
         if options.method == Method::Magnitude || collector.samples_are_separable(cancel)? {

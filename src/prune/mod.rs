@@ -25,6 +25,7 @@ use crate::mfac::BlockFisher;
 mod block;
 mod compress;
 mod dense;
+mod fisher;
 mod greedy;
 mod kernel;
 mod magnitude;
@@ -103,8 +104,9 @@ pub trait Curvature: Sync {
     /// The blocks: disjoint, increasing ranges of the flat vector that tile every layer.
     fn blocks(&self) -> &[Range<usize>];
     /// (1/m) Σ g gᵀ of one block without damping: B×B, row-major, both halves, written to `out`.
-    fn block(&self, index: usize, out: &mut [f64]);
-    /// The mean of the undamped Fisher diagonal over a range of the flat vector.
+    /// Errors: `Io` where blocks are kept in a file that cannot be read.
+    fn block(&self, index: usize, out: &mut [f64]) -> Result<()>;
+    /// The mean of the undamped Fisher diagonal over a layer's range of the flat vector.
     fn diagonal_mean(&self, range: Range<usize>) -> f64;
 }
 
@@ -112,8 +114,9 @@ impl Curvature for BlockFisher {
     fn blocks(&self) -> &[Range<usize>] {
         self.blocks()
     }
-    fn block(&self, index: usize, out: &mut [f64]) {
+    fn block(&self, index: usize, out: &mut [f64]) -> Result<()> {
         self.block(index, out);
+        Ok(())
     }
     fn diagonal_mean(&self, range: Range<usize>) -> f64 {
         self.diagonal_mean(range)

@@ -28,8 +28,9 @@ impl Curvature for Dense {
     fn blocks(&self) -> &[Range<usize>] {
         &self.ranges
     }
-    fn block(&self, index: usize, out: &mut [f64]) {
+    fn block(&self, index: usize, out: &mut [f64]) -> Result<()> {
         out.copy_from_slice(&self.blocks[index]);
+        Ok(())
     }
     fn diagonal_mean(&self, range: Range<usize>) -> f64 {
         let n = range.len() as f64;
