@@ -135,7 +135,10 @@ impl Groups {
             .fold(0, usize::saturating_add)
             .max(working);
         if state.saturating_add(all) <= room {
-            return Ok(Groups { groups: vec![0..blocks.len()], spills: false });
+            return Ok(Groups {
+                groups: std::iter::once(0..blocks.len()).collect(),
+                spills: false,
+            });
         }
         let (mut groups, mut start, mut sum) = (Vec::new(), 0, 0usize);
         for (i, block) in blocks.iter().enumerate() {
@@ -273,7 +276,7 @@ mod tests {
     /// Sums of the same gradients under a limit, and how many passes they took.
     fn collected(limit_bytes: usize) -> (FisherBlocks, usize) {
         let mut stream = Stream::new(5, 0);
-        let gradients: Vec<f32> = (0..200 * WIDTH).map(|_| stream.normal() as f32).collect();
+        let gradients: Vec<f32> = (0..200 * WIDTH).map(|_| stream.normal()).collect();
         let mut passes = 0;
         let groups = Groups::plan(&blocks(), budget(limit_bytes), |_| "w".into()).unwrap();
         let mut pass = |range: Range<usize>, sink: &mut dyn FnMut(Panel<'_>) -> Result<()>| {
