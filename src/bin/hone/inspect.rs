@@ -123,14 +123,15 @@ fn text(report: &Json) -> String {
     }
     out += &format!("\nprunable: {} weights\n", report["prunable_weights"]);
     for v in list("prunable") {
-        let behind = v["behind"].as_str();
+        let behind = match v["behind"].as_str() {
+            Some(node) => format!(", behind {node}: --skip it, or --method magnitude"),
+            None => String::new(),
+        };
         out += &format!(
-            "  {:>10}  {} {}{}\n",
+            "  {:>10}  {} {}{behind}\n",
             v["weights"].to_string(),
             string(&v["name"]),
-            shape(&v["shape"]),
-            behind
-                .map_or_else(String::new, |b| format!(", behind {b}: --skip it or use magnitude"))
+            shape(&v["shape"])
         );
     }
     if !list("skipped").is_empty() {
