@@ -26,6 +26,7 @@ pub struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, and it lives as long as the process")]
 pub enum Command {
     Prune(Prune),
     Eval(Eval),
