@@ -65,14 +65,29 @@ fn labels_that_are_missing_or_not_classes_are_named() {
 }
 
 #[test]
+fn a_sparsity_that_the_pattern_forbids_is_refused_before_any_gradient() {
+    let (graph, samples) = example();
+    let pattern = "2:4".parse().unwrap();
+    // So many gradients would take hours.
+    let options = Options { sparsity: 0.9, pattern, gradients: 1 << 30, ..few(Fisher::Outputs) };
+    let error = pruned(&graph, &samples, &options).unwrap_err();
+    assert_eq!(error.kind(), hone::ErrorKind::Usage);
+}
+
+#[test]
 fn threads_and_memory_do_not_change_the_result() {
     let (graph, samples) = example();
-    let bytes = |threads, memory_limit_bytes| {
-        let options = Options { threads, memory_limit_bytes, ..few(Fisher::Outputs) };
-        pruned(&graph, &samples, &options).unwrap().tensors
-    };
-    let reference = bytes(1, 4 << 30);
-    assert!(reference == bytes(3, 4 << 30), "more threads");
-    let seeded = Options { seed: 1, ..few(Fisher::Outputs) };
-    assert!(reference != pruned(&graph, &samples, &seeded).unwrap().tensors, "another seed");
+    // Statistics are measured in batches as large as the limit allows, so they stay out of this.
+    let plain = Options { match_statistics: false, ..few(Fisher::Outputs) };
+    let tensors = |options: &Options| pruned(&graph, &samples, options).unwrap().tensors;
+    let reference = tensors(&plain);
+    assert!(reference == tensors(&Options { threads: 3, ..plain.clone() }), "more threads");
+    // The Fisher blocks of the example take some 80 MB: these are collected in groups and spilled.
+    let tight = Options { memory_limit_bytes: 48 << 20, ..plain.clone() };
+    assert!(reference == tensors(&tight), "spilled");
+    assert!(reference != tensors(&Options { seed: 1, ..plain.clone() }), "another seed");
+    let hopeless = Options { memory_limit_bytes: 1 << 20, ..plain };
+    let error = pruned(&graph, &samples, &hopeless).unwrap_err();
+    assert_eq!(error.kind(), hone::ErrorKind::Memory);
+    assert!(error.to_string().contains("--memory-limit"), "{error}");
 }

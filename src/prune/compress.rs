@@ -162,6 +162,7 @@ pub fn compress(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<Pruned> {
+    options.pattern.check_sparsity(options.sparsity)?;
     let (mut prepared, batch, seeding) = fix_batch(graph, samples, options, cancel)?;
     let (parameters, skipped) = choose(&prepared, options)?;
     let layers: Vec<Layer> = parameters

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::calibration::{Accuracy, ReadOptions, Samples};
 use crate::cancel::Cancel;
-use crate::error::{Context, Result, bail, error};
+use crate::error::{Context, ErrorKind, Result, bail, error};
 use crate::evaluate::{self, RunOptions};
 use crate::gradient::prepare::declare_baked_batch;
 use crate::gradient::seed::Fisher;
@@ -64,7 +64,10 @@ impl Job {
                 && readers.get(name).is_some_and(|u| u.len() == 1)
         };
         let pruned = compress(&graph, adjustable, &calibration, &self.options, progress, cancel)
-            .context(in_model)?;
+            .map_err(|e| match e.kind() {
+                ErrorKind::Data => e.context(self.calibration.display().to_string()),
+                _ => e.context(in_model()),
+            })?;
         let mut pruned_graph = graph.clone();
         for (name, tensor) in pruned.tensors.iter().chain(&pruned.biases) {
             let file = source.initializers.get(name).unwrap_or(&graph.initializers[name]);
