@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["autodiff", "runtime"],
     &["calibration"],
     &["gradient", "evaluate", "mfac"],
-    &["prune"],
+    &["prune", "mam"],
     &["bin"],
 ];
 

@@ -116,8 +116,7 @@ impl Mam {
         cancel: &Cancel,
     ) -> Result<Consistency> {
         self.needed_phi()?;
-        let rows: Vec<Vec<i32>> =
-            numbered(rows.checked(self.contract())?)?;
+        let rows: Vec<Vec<i32>> = numbered(rows.checked(self.contract())?)?;
         let steps = self.steps(&rows, options)?;
         let (one_step, sum_rule) = self.step_residuals(&steps, cancel)?;
         let splits: Vec<Result<Split>> =
@@ -171,15 +170,10 @@ impl Mam {
     }
 
     /// Residuals of all steps: one-step and sum-rule.
-    fn step_residuals(
-        &self,
-        steps: &[Step],
-        cancel: &Cancel,
-    ) -> Result<(Residuals, Residuals)> {
-        let chains = steps.iter().map(|s| Chain {
-            start: s.before.clone(),
-            steps: vec![(s.site as u32, s.value)],
-        });
+    fn step_residuals(&self, steps: &[Step], cancel: &Cancel) -> Result<(Residuals, Residuals)> {
+        let chains = steps
+            .iter()
+            .map(|s| Chain { start: s.before.clone(), steps: vec![(s.site as u32, s.value)] });
         let log_phi = self.chains(chains, cancel)?.into_iter().collect::<Result<Vec<_>>>()?;
         let (mut one, mut sum) = (Vec::new(), Vec::new());
         for (part, logs) in steps.chunks(ROUND / 8).zip(log_phi.chunks(ROUND / 8)) {

@@ -66,8 +66,7 @@ impl Mam {
         }
         let given = given.chunks_exact(rows.length());
         let checked = rows.checked(self.contract())?.into_iter().zip(given);
-        let splits: Vec<Result<Split>> =
-            checked.map(|(row, given)| split(row?, given)).collect();
+        let splits: Vec<Result<Split>> = checked.map(|(row, given)| split(row?, given)).collect();
         let ratios = match self.has_theta() {
             true => self.ratios(&splits, cancel)?.into_iter().map(|v| v.map(Some)).collect(),
             false => (0..splits.len()).map(|_| Ok(None)).collect::<Vec<_>>(),

@@ -147,11 +147,12 @@ impl Contract {
         entries.extend(self.log_z.map(|z| ("log_z", z.to_string())));
         entries.extend(self.alphabet.as_ref().map(|a| ("alphabet", json(a))));
         entries.extend(self.pad_id.map(|p| ("pad_id", p.to_string())));
-        entries.extend(self.shape.as_ref().map(|s| {
-            ("shape", s.iter().map(usize::to_string).collect::<Vec<_>>().join(","))
-        }));
-        let mut all: Vec<_> =
-            entries.into_iter().map(|(k, v)| (format!("mam.{k}"), v)).collect();
+        entries.extend(
+            self.shape
+                .as_ref()
+                .map(|s| ("shape", s.iter().map(usize::to_string).collect::<Vec<_>>().join(","))),
+        );
+        let mut all: Vec<_> = entries.into_iter().map(|(k, v)| (format!("mam.{k}"), v)).collect();
         all.extend(self.notes.iter().map(|(k, v)| (format!("mam.{k}"), v.clone())));
         all
     }
@@ -361,7 +362,10 @@ fn check_consistent(c: &Contract) -> Result<()> {
             c.value_offset
         );
     }
-    if c.shape.as_ref().is_some_and(|s| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) != Some(c.length)) {
+    if c.shape
+        .as_ref()
+        .is_some_and(|s| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) != Some(c.length))
+    {
         bail!(Model, "metadata mam.shape does not have mam.length = {} sites", c.length);
     }
     if let Some(a) = c.alphabet.as_ref().filter(|a| a.len() != c.vocab) {

@@ -66,8 +66,7 @@ pub fn write_npy(path: &Path, rows: &Rows, contract: &Contract) -> Result<()> {
     let axes = format!("({},)", axes.join(", "));
     let small = contract.vocab <= 256 && rows.cells().iter().all(|&v| v >= 0);
     let descr = if small { "|u1" } else { "<i8" };
-    let mut header =
-        format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {axes}, }}");
+    let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {axes}, }}");
     // Magic, version and length take 10 bytes; data begins at a multiple of 64.
     let padding = 63 - (10 + header.len()) % 64;
     header += &" ".repeat(padding);

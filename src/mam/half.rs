@@ -309,7 +309,11 @@ impl Half {
             }
             tries += 1;
             // A model with a state or two has too few different rows.
-            if tries > 100 { rows.push(&row) } else { rows.insert(&row) };
+            if tries > 100 {
+                rows.push(&row)
+            } else {
+                rows.insert(&row)
+            };
         }
         rows
     }

@@ -36,7 +36,12 @@ impl Rows {
     /// The same rows with values missing wherever `known` is false.
     pub fn masked(mut self, known: &[bool]) -> Result<Rows> {
         if known.len() != self.cells.len() {
-            bail!(Data, "the mask has {} elements, the rows have {}", known.len(), self.cells.len());
+            bail!(
+                Data,
+                "the mask has {} elements, the rows have {}",
+                known.len(),
+                self.cells.len()
+            );
         }
         let hidden = self.cells.iter_mut().zip(known).filter(|(_, known)| !**known);
         hidden.for_each(|(cell, _)| *cell = MISSING);
@@ -77,12 +82,7 @@ impl Rows {
     /// Each row as the nets take it, or what is wrong with it (`Data`, naming the site).
     pub(crate) fn checked(&self, contract: &Contract) -> Result<Vec<Result<Vec<i32>>>> {
         if self.length != contract.length {
-            bail!(
-                Data,
-                "the rows have {} sites, the model has {}",
-                self.length,
-                contract.length
-            );
+            bail!(Data, "the rows have {} sites, the model has {}", self.length, contract.length);
         }
         Ok(self.cells.chunks_exact(self.length).map(|row| checked(row, contract)).collect())
     }

@@ -278,8 +278,7 @@ mod tests {
             let mut counts = [0usize; 4];
             let mut random = Stream::new(3, 0);
             for _ in 0..40_000 {
-                let (value, log_q, log_p) =
-                    draw_value(&logits, random.uniform(), options).unwrap();
+                let (value, log_q, log_p) = draw_value(&logits, random.uniform(), options).unwrap();
                 counts[value] += 1;
                 assert!(log_q <= 0.0 && log_p <= 0.0);
             }

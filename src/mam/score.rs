@@ -160,8 +160,7 @@ impl Mam {
             let theta = theta.as_ref().map_err(copy)?;
             let phi = phi.as_ref().map_err(copy)?.as_ref().map(|(score, _)| score.log_p);
             let together = theta.or(phi).expect("every method computes one of them");
-            let apart: f64 =
-                known_sites(row).map(|site| singles[site][row[site] as usize]).sum();
+            let apart: f64 = known_sites(row).map(|site| singles[site][row[site] as usize]).sum();
             Ok(apart - together)
         };
         Ok(rows.iter().zip(theta).zip(phi).map(answer).collect())
@@ -174,8 +173,7 @@ impl Mam {
         let mut row = vec![-1; c.length];
         if !by_theta {
             rows.insert(&row);
-            let wants: Vec<Want> =
-                (0..c.length as u32).map(|site| Want { row: 0, site }).collect();
+            let wants: Vec<Want> = (0..c.length as u32).map(|site| Want { row: 0, site }).collect();
             let all = |_: usize, logits: &[f32]| {
                 (0..logits.len()).map(|k| log_softmax_at(logits, k)).collect()
             };

@@ -43,7 +43,8 @@ fn a_joint_graph_is_split_and_a_pair_of_files_joined() {
         let pair = Mam::load(&files, LoadOptions::default(), &Cancel::new()).unwrap();
         assert_eq!((pair.contract().kind, &pair.contract().shape), (Kind::Joint, &phi.shape));
         for row in [[1, 0, MISSING, 1], [MISSING; 4], [1, 1, 0, 0]] {
-            let (a, b) = (score(&pair, &row, Method::Bracket), score(&joint, &row, Method::Bracket));
+            let (a, b) =
+                (score(&pair, &row, Method::Bracket), score(&joint, &row, Method::Bracket));
             assert_eq!(a, b);
         }
     }
@@ -71,9 +72,8 @@ fn sites_may_have_fewer_values_than_the_logits() {
     let marginal = |v: i64| table.log_marginal(&[MISSING, v, MISSING]).exp();
     let truth = marginal(0) / (marginal(0) + marginal(1));
     close(site.log_p[0].exp(), truth, 1e-5, "renormalised");
-    let samples = mam
-        .sample(&Rows::all_missing(3, 200), &SampleOptions::default(), &Cancel::new())
-        .unwrap();
+    let samples =
+        mam.sample(&Rows::all_missing(3, 200), &SampleOptions::default(), &Cancel::new()).unwrap();
     assert!(samples.into_iter().all(|s| s.unwrap().values[1] < 2));
     let third = rows(&[vec![0, 2, 0]]);
     let error = mam.distributions(&third, hone::mam::Source::Phi, &Cancel::new()).unwrap();
@@ -94,10 +94,8 @@ fn the_known_mask_is_derived_from_the_row() {
         Node::new("Add", ["tens", "values"], "both"),
         Node::new("ReduceSum", ["both", "axis"], "log_p").with("keepdims", 0i64),
     ];
-    graph.inputs = vec![
-        symbolic("x", ElementType::I64, &[3]),
-        symbolic("known", ElementType::Bool, &[3]),
-    ];
+    graph.inputs =
+        vec![symbolic("x", ElementType::I64, &[3]), symbolic("known", ElementType::Bool, &[3])];
     graph.outputs = vec![symbolic("log_p", ElementType::F32, &[])];
     let mam = load(&graph, &contract).unwrap();
     // Values are stored with 1 added.
@@ -118,10 +116,8 @@ fn ordered() -> (Graph, Contract) {
         Node::new("Cast", ["sum"], "float").with("to", 1i64),
         Node::new("Mul", ["float", "scale"], "site_log_p"),
     ];
-    graph.inputs = vec![
-        symbolic("x", ElementType::I64, &[3]),
-        symbolic("order", ElementType::I64, &[3]),
-    ];
+    graph.inputs =
+        vec![symbolic("x", ElementType::I64, &[3]), symbolic("order", ElementType::I64, &[3])];
     graph.outputs = vec![symbolic("site_log_p", ElementType::F32, &[3])];
     (graph, contract)
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use hone::cancel::Cancel;
 use hone::mam::contract::{Contract, Kind};
 use hone::mam::{
-    BatchEffect, FillOrder, LoadOptions, Mam, Method, Orders, Rows, SampleOptions, Score, ScoreOptions,
+    BatchEffect, FillOrder, LoadOptions, Mam, Method, Orders, Rows, SampleOptions, Score,
+    ScoreOptions,
 };
 use hone::onnx::{Graph, Node};
 use hone::random::Stream;

@@ -51,9 +51,8 @@ fn samples_are_distributed_as_the_model_says_in_any_order() {
         let options = SampleOptions { order, seed: i as u64, ..SampleOptions::default() };
         for evidence in [[MISSING; 4], [MISSING, 1, 0, MISSING]] {
             let draws = draw(&mam, &evidence, &options);
-            let kept = |row: &Vec<i64>| {
-                row.iter().zip(&evidence).all(|(v, e)| *e == MISSING || v == e)
-            };
+            let kept =
+                |row: &Vec<i64>| row.iter().zip(&evidence).all(|(v, e)| *e == MISSING || v == e);
             assert!(draws.iter().all(kept));
             same_distribution(&frequencies(&table, &draws), &posterior(&table, &evidence));
         }

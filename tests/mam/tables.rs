@@ -33,8 +33,7 @@ impl Table {
         let mut p: Vec<f64> = (0..states).map(|_| f64::from(random.normal()).exp()).collect();
         let total: f64 = p.iter().sum();
         p.iter_mut().for_each(|p| *p /= total);
-        let mut table =
-            Table { length, values, p, theta: Vec::new(), phi: Vec::new() };
+        let mut table = Table { length, values, p, theta: Vec::new(), phi: Vec::new() };
         for code in 0..(values + 1).pow(length as u32) {
             let mut row = table.row_of(code);
             let log = table.log_marginal(&row);
