@@ -189,7 +189,8 @@ impl Half {
         if shape.first() != Some(&padded) || shape[1..] != row_shape {
             bail!(
                 Model,
-                "output {:?} has the shape {shape:?} for {padded} rows, not [{padded}, {row_shape:?}]",
+                "output {:?} has the shape {shape:?}, not [{padded}, {row_shape:?}], for {padded} \
+                 rows",
                 self.output
             );
         }

@@ -2,6 +2,7 @@
 //! last bit or wrong on purpose, whose every marginal the tests add up in f64 themselves.
 
 mod adapters;
+mod cli;
 mod contract;
 mod queries;
 mod rows;

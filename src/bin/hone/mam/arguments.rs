@@ -240,8 +240,9 @@ pub struct Check {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example, a net of 28 x 28 pixels -1 and +1, 0 for missing, with a mask and \
-    a step:\n  hone mam adapt net.onnx --length 784 --shape 28,28 --values=-1,1 --missing 0 \\\n      \
-    --mask-input mask --step-input t --log-p logp --logits logits --output model.onnx"
+    a step:\n  hone mam adapt net.onnx --length 784 --shape 28,28 --values=-1,1 \\\n      \
+    --missing 0 --mask-input mask --step-input t --log-p logp --logits logits \\\n      \
+    --output model.onnx"
 )]
 pub struct Adapt {
     /// The net.

@@ -233,7 +233,8 @@ fn normaliser_text(n: &Normaliser) -> String {
     match n.exact {
         true => format!("log sum of p_theta over all {} states: {:+.4}", n.draws, n.log_sum),
         false => format!(
-            "log sum of p_theta: {:+.3} +- {:.3} ({:.0} effective of {} draws, largest share {:.3})",
+            "log sum of p_theta: {:+.3} +- {:.3} ({:.0} effective of {} draws, largest share \
+             {:.3})",
             n.log_sum, n.error, n.effective, n.draws, n.largest_share
         ),
     }
