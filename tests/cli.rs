@@ -280,7 +280,8 @@ impl Folder {
         let mut found: Vec<_> =
             entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         let mut names = names.to_vec();
-        (found.sort(), names.sort());
+        found.sort();
+        names.sort();
         assert_eq!(found, names);
     }
 }

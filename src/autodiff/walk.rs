@@ -129,7 +129,11 @@ impl<'a> Walk<'a> {
         match rules::derivative(&node.op, &node.domain) {
             Derivative::Zero => Ok(()),
             Derivative::None => {
-                Err(error!(Unsupported, "there is no gradient rule for {}", kind(node)))
+                let kind = kind(node);
+                Err(error!(
+                    Unsupported,
+                    "there is no gradient rule for {kind}; leave them alone (--skip)"
+                ))
             }
             Derivative::Rule(rule) => {
                 rule(&mut Pullback { walk: self, index, node, outputs, needs })
@@ -175,7 +179,12 @@ impl<'a> Walk<'a> {
         let (mut found, mut seen, mut queue) = (BTreeSet::new(), BTreeSet::new(), vec![index]);
         while let Some(node) = queue.pop() {
             for slot in self.captured.iter().filter(|s| s.node == node && node != index) {
-                found.insert(self.graph.nodes[node].inputs[slot.input].clone());
+                // A weight goes by the name it has in the model, before it is rearranged.
+                let mut name = self.graph.nodes[node].inputs[slot.input].as_str();
+                while let Some(&view) = producers.get(name) {
+                    name = &self.graph.nodes[view].inputs[0];
+                }
+                found.insert(name.to_owned());
             }
             let node = &self.graph.nodes[node];
             for input in node.inputs.iter().cloned().chain(outer_names(node)) {

@@ -86,7 +86,7 @@ impl<'a> Collector<'a> {
         if layers.iter().any(|l| !l.product.splits(self.batch)) {
             return Ok(false);
         }
-        let backward = self.backward(&mut layers)?;
+        let backward = self.backward(&mut layers, false)?;
         let mut worker = self.worker(&backward)?;
         let sample = self.batch - 1;
         let rows: Vec<usize> = (0..self.batch).map(|i| i % self.samples.rows()).collect();
@@ -126,8 +126,7 @@ impl<'a> Collector<'a> {
         mut sink: impl FnMut(Panel<'_>) -> Result<()>,
     ) -> Result<()> {
         let mut layers = self.layers(&range);
-        let mut backward = self.backward(&mut layers)?;
-        self.seeding.attach(&mut backward)?;
+        let backward = self.backward(&mut layers, true)?;
         let workers = match self.plan.device {
             Device::Cpu => self.plan.threads.max(1),
             Device::Cuda | Device::Auto => 1,
@@ -172,8 +171,9 @@ impl<'a> Collector<'a> {
         layers
     }
 
-    /// The backward graph for these layers; names their cotangents.
-    fn backward(&self, layers: &mut [Layer]) -> Result<Backward> {
+    /// The backward graph for these layers; names their cotangents. With `seeded` its seeds are
+    /// those of the run, else they are inputs.
+    fn backward(&self, layers: &mut [Layer], seeded: bool) -> Result<Backward> {
         let slots: Vec<Slot> = layers.iter().map(|l| l.slot).collect();
         let (graph, facts) = (&self.prepared.graph, &self.prepared.facts);
         let mut backward = autodiff::backward(graph, facts, &self.seeding.values(), &[], &slots)?;
@@ -183,6 +183,10 @@ impl<'a> Collector<'a> {
                 bail!(Model, "no gradient reaches {}", graph.nodes[layer.slot.node].describe())
             };
             layer.g = capture.gradient.clone();
+        }
+        // Before anything is dropped: seeds may need the logits, which gradients do not.
+        if seeded {
+            self.seeding.attach(&mut backward)?;
         }
         // Nobody reads the model's own outputs here.
         let wanted: BTreeSet<&str> =

@@ -9,10 +9,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::prepare::Prepared;
 use super::product::Product;
 use crate::autodiff::{Facts, Slot};
-use crate::onnx::{Graph, Node};
-use crate::tensor::element_count;
+use crate::onnx::{Attribute, Graph, Node, storage};
+use crate::tensor::{ElementType, element_count};
 
 /// A prunable tensor.
 #[derive(Clone, Debug)]
@@ -81,6 +82,13 @@ struct Read {
     views: Vec<usize>,
 }
 
+impl Weight {
+    /// The nodes that read it as their weight, by index.
+    pub fn readers(&self) -> impl Iterator<Item = usize> {
+        self.reads.iter().map(|r| r.slot.node)
+    }
+}
+
 /// Finds the tensors that can be pruned, in the order of the nodes that read them; the other float
 /// tensors come with the reason why not.
 pub fn weights(graph: &Graph) -> (Vec<Weight>, Vec<Skipped>) {
@@ -106,17 +114,22 @@ pub fn weights(graph: &Graph) -> (Vec<Weight>, Vec<Skipped>) {
         };
         skipped.push(Skipped { name: name.clone(), shape, reason });
     }
+    for node in graph.nodes.iter().filter(|n| n.has_subgraph()) {
+        let reason = format!("it is inside a subgraph of {}", node.describe());
+        let skip = |(name, shape)| Skipped { name, shape, reason: reason.clone() };
+        skipped.extend(inner_tensors(node).into_iter().map(skip));
+    }
     found.sort_by_key(|w| w.reads.iter().map(|r| r.slot).min());
     (found, skipped)
 }
 
-/// Lays the prunable tensors out in one flat vector.
-pub fn discover(
-    graph: &Graph,
-    facts: &Facts,
-    row_order: RowOrder,
-) -> (Vec<Parameter>, Vec<Skipped>) {
-    let (weights, mut skipped) = weights(graph);
+/// Lays the prunable tensors out in one flat vector. What was folded is no tensor of the model: it
+/// follows from tensors that cannot be pruned, such as the transposed table of a tied embedding.
+pub fn discover(prepared: &Prepared, row_order: RowOrder) -> (Vec<Parameter>, Vec<Skipped>) {
+    let Prepared { graph, facts, folded } = prepared;
+    let (mut weights, mut skipped) = weights(graph);
+    weights.retain(|w| !folded.contains(&w.name));
+    skipped.retain(|s| !folded.contains(&s.name));
     let (mut found, mut start) = (Vec::new(), 0);
     for weight in weights {
         match parameter(graph, facts, &weight, row_order) {
@@ -174,6 +187,35 @@ impl Walk<'_> {
         }
         Ok(())
     }
+}
+
+/// The float tensors with two axes or more that the subgraphs of a node hold, at any depth.
+fn inner_tensors(node: &Node) -> Vec<(String, Vec<usize>)> {
+    let raw = |a: &'_ Attribute| match a {
+        Attribute::Other(raw) => Some(raw.clone()),
+        _ => None,
+    };
+    let mut attributes: Vec<_> = node.attributes.values().filter_map(raw).collect();
+    let mut found = Vec::new();
+    while let Some(attribute) = attributes.pop() {
+        for graph in attribute.g.as_option().into_iter().chain(&attribute.graphs) {
+            let held = graph.initializer.iter().map(|t| (t.name.as_deref(), t));
+            let constants = graph.node.iter().filter_map(|n| {
+                let value = n.attribute.iter().find_map(|a| a.t.as_option())?;
+                Some((n.output.first().map(String::as_str), value))
+            });
+            for (name, tensor) in held.chain(constants) {
+                let is_float = storage::element_type(tensor).is_ok_and(ElementType::is_float);
+                if is_float && tensor.dims.len() >= 2 {
+                    let shape = tensor.dims.iter().map(|&d| usize::try_from(d).unwrap_or(0));
+                    found.push((name.unwrap_or_default().to_owned(), shape.collect()));
+                }
+            }
+            let inner = graph.node.iter().flat_map(|n| &n.attribute);
+            attributes.extend(inner.filter(|a| a.g.is_set()).cloned().map(Box::new));
+        }
+    }
+    found
 }
 
 /// Whether a node only rearranges its first input.
@@ -273,6 +315,7 @@ fn unless_identity(map: Vec<u32>) -> Option<Vec<u32>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::sync::Arc;
 
     use super::*;
@@ -281,7 +324,7 @@ mod tests {
     use crate::tensor::{ElementType, Tensor};
 
     /// y = MatMul(x, Transpose(w)), z = Conv(c, k), and tensors that are not weights.
-    fn graph() -> (Graph, Facts) {
+    fn prepared() -> Prepared {
         let mut graph = Graph { opset: 18, ..Graph::default() };
         for (name, shape) in
             [("w", vec![3, 2]), ("k", vec![2, 4, 2, 1]), ("b", vec![3]), ("e", vec![5, 2])]
@@ -313,19 +356,19 @@ mod tests {
             let fact = Fact { element: ElementType::F32, shape: shape.to_vec(), constant: None };
             facts.insert(name.into(), fact);
         }
-        (graph, facts)
+        Prepared { graph, facts, folded: HashSet::new() }
     }
 
     #[test]
     fn weights_are_found_through_views_and_laid_out_by_output() {
-        let (graph, facts) = graph();
-        let (found, skipped) = discover(&graph, &facts, RowOrder::Taps);
+        let prepared = prepared();
+        let (found, skipped) = discover(&prepared, RowOrder::Taps);
         let names: Vec<_> =
             found.iter().map(|p| (p.name.as_str(), p.range.clone(), p.row)).collect();
         assert_eq!(names, [("w", 0..6, 2), ("k", 6..22, 8)]);
         // x·wᵀ: output n reads row n of w, as stored.
         assert_eq!(found[0].order, None);
-        assert_eq!(protected(&graph), ["wt"]);
+        assert_eq!(protected(&prepared.graph), ["wt"]);
         let reasons: Vec<_> =
             skipped.iter().map(|s| (s.name.as_str(), s.reason.as_str())).collect();
         assert!(reasons[0].0 == "b" && reasons[0].1.contains("bias"), "{reasons:?}");
@@ -333,9 +376,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_folded_is_no_weight() {
+        let mut prepared = prepared();
+        prepared.folded.extend(["k".into(), "b".into()]);
+        let (found, skipped) = discover(&prepared, RowOrder::Taps);
+        assert_eq!(found.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["w"]);
+        assert_eq!(skipped.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["e"]);
+    }
+
+    #[test]
     fn channels_run_fastest_when_asked() {
-        let (graph, facts) = graph();
-        let (found, _) = discover(&graph, &facts, RowOrder::Channels);
+        let prepared = prepared();
+        let (found, _) = discover(&prepared, RowOrder::Channels);
         assert_eq!((found[1].row, found[1].channels), (8, 4));
         // Stored [channel][tap]; the row has the four channels of tap 0, then those of tap 1.
         assert_eq!(found[1].order.as_ref().unwrap()[..8], [0, 2, 4, 6, 1, 3, 5, 7]);

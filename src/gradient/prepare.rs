@@ -9,11 +9,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::autodiff::{Fact, Facts};
+use crate::calibration::Samples;
 use crate::cancel::Cancel;
 use crate::error::{Context, Result};
 use crate::gradient::parameters;
 use crate::onnx::graph::outer_names;
-use crate::onnx::{Graph, Node, Value};
+use crate::onnx::{Dimension, Graph, Node, Value};
 use crate::runtime::{Session, SessionOptions};
 use crate::tensor::Tensor;
 
@@ -24,10 +25,23 @@ pub struct Prepared {
     pub graph: Graph,
     /// Every value of the graph.
     pub facts: Facts,
+    /// The initializers that are no tensors of the model but values computed from them.
+    pub folded: HashSet<String>,
 }
 
 /// Fixes the shapes of `graph` to those of `batch` (one tensor per input) and folds constants.
 pub fn prepare(graph: &Graph, batch: &[(String, Tensor)], cancel: &Cancel) -> Result<Prepared> {
+    prepare_for(graph, batch, &[], cancel)
+}
+
+/// The same, but what follows from the values `wanted` is not folded either, so that there is a
+/// path on which their gradients can be formed.
+pub fn prepare_for(
+    graph: &Graph,
+    batch: &[(String, Tensor)],
+    wanted: &[String],
+    cancel: &Cancel,
+) -> Result<Prepared> {
     let mut graph = graph.clone();
     for input in &mut graph.inputs {
         if let Some((_, tensor)) = batch.iter().find(|(name, _)| *name == input.name) {
@@ -35,10 +49,52 @@ pub fn prepare(graph: &Graph, batch: &[(String, Tensor)], cancel: &Cancel) -> Re
         }
     }
     let mut observed = observe(&graph, batch, cancel)?;
-    let constant = constants(&graph, &observed.facts);
+    let constant = constants(&graph, &observed.facts, wanted);
     let protected: HashSet<String> = parameters::protected(&graph).into_iter().collect();
-    fold(&mut graph, &constant, &protected, &mut observed)?;
-    Ok(Prepared { graph, facts: observed.facts })
+    let folded = fold(&mut graph, &constant, &protected, &mut observed)?;
+    Ok(Prepared { graph, facts: observed.facts, folded })
+}
+
+/// Declares a batch of one where the model takes nothing else although its inputs are declared to
+/// have any length: exporters bake the batch they traced with into reshapes. `batch` is how many
+/// samples are tried together. A model that runs neither way is left to those who run it.
+pub fn declare_baked_batch(
+    graph: &mut Graph,
+    samples: &Samples,
+    batch: usize,
+    cancel: &Cancel,
+) -> Result<()> {
+    let open = |v: &Value| matches!(v.shape.as_deref(), Some([Dimension::Symbol(_), ..]));
+    if batch < 2 || !graph.inputs.iter().all(open) {
+        return Ok(());
+    }
+    let mut session = Session::of_graph(graph, &SessionOptions::default())?;
+    let mut shapes = |rows: Vec<usize>| -> Result<Vec<Option<Vec<usize>>>> {
+        let inputs = samples.batch(&rows);
+        let outputs = session.run(inputs.iter().map(|(n, t)| (n.as_str(), t)), cancel)?;
+        Ok(graph.outputs.iter().map(|o| outputs.kind(&o.name).map(|(_, shape)| shape)).collect())
+    };
+    let one = shapes(vec![0]);
+    let many = shapes((0..batch).map(|i| i % samples.rows()).collect());
+    cancel.check()?;
+    let Ok(one) = one else { return Ok(()) };
+    let grows = |one: &Option<Vec<usize>>, many: &Option<Vec<usize>>| match (one, many) {
+        (Some(one), Some(many)) => match (one.first(), many.first()) {
+            (Some(&a), Some(&b)) => b == a * batch || one == many,
+            _ => true,
+        },
+        _ => true,
+    };
+    if many.is_ok_and(|many| one.iter().zip(&many).all(|(one, many)| grows(one, many))) {
+        return Ok(());
+    }
+    log::info!("the model takes one sample at a time, whatever its inputs declare");
+    for input in &mut graph.inputs {
+        if let Some([batch, ..]) = input.shape.as_deref_mut() {
+            *batch = Dimension::Fixed(1);
+        }
+    }
+    Ok(())
 }
 
 struct Observed {
@@ -83,16 +139,18 @@ fn fact_of(tensor: &Arc<Tensor>) -> Fact {
     }
 }
 
-/// The values that are the same for every sample of this batch size.
-fn constants(graph: &Graph, facts: &Facts) -> HashSet<String> {
+/// The values that are the same for every sample of this batch size, without those `wanted`.
+fn constants(graph: &Graph, facts: &Facts, wanted: &[String]) -> HashSet<String> {
     let mut constant: HashSet<String> = graph.initializers.keys().cloned().collect();
+    constant.retain(|name| !wanted.contains(name));
     for node in &graph.nodes {
         let of_shape = matches!(node.op.as_str(), "Shape" | "Size") && node.domain.is_empty();
         let inputs = || node.inputs.iter().filter(|i| !i.is_empty());
         let settled = inputs().all(|i| constant.contains(i))
             && outer_names(node).iter().all(|n| constant.contains(n) || !facts.contains_key(n));
         if !is_random(node) && (of_shape || settled) {
-            constant.extend(node.outputs.iter().filter(|o| !o.is_empty()).cloned());
+            let named = node.outputs.iter().filter(|o| !o.is_empty() && !wanted.contains(o));
+            constant.extend(named.cloned());
         }
     }
     constant
@@ -103,13 +161,13 @@ fn is_random(node: &Node) -> bool {
 }
 
 /// Replaces the producers of constants by the values observed, except on the way from a prunable
-/// tensor to its products, and drops what is then unused.
+/// tensor to its products, and drops what is then unused. Returns the names of what was folded.
 fn fold(
     graph: &mut Graph,
     constant: &HashSet<String>,
     protected: &HashSet<String>,
     observed: &mut Observed,
-) -> Result<()> {
+) -> Result<HashSet<String>> {
     let mut folded: HashMap<String, Arc<Tensor>> = HashMap::new();
     let outputs: HashSet<String> = graph.outputs.iter().map(|o| o.name.clone()).collect();
     for node in &graph.nodes {
@@ -127,10 +185,11 @@ fn fold(
         }
     }
     graph.nodes.retain(|n| !n.outputs.iter().any(|o| folded.contains_key(o)));
+    let names = folded.keys().cloned().collect();
     for (name, tensor) in folded {
         observed.facts.insert(name.clone(), fact_of(&tensor));
         graph.initializers.insert(name, tensor);
     }
     graph.remove_unused();
-    Ok(())
+    Ok(names)
 }

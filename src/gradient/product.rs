@@ -636,7 +636,8 @@ mod tests {
         };
         let matmul = |inputs: [&str; 2]| Node::new("MatMul", inputs, "y");
         let (rows, batched) = (BATCH * t, [BATCH, t, k]);
-        let cases: Vec<(Node, usize, Vec<usize>, Vec<usize>, Vec<usize>, bool)> = vec![
+        type Case = (Node, usize, Vec<usize>, Vec<usize>, Vec<usize>, bool);
+        let cases: Vec<Case> = vec![
             (gemm([0, 1], 1), 1, vec![rows, k], vec![n, k], vec![rows, n], false),
             (gemm([0, 0], 1), 1, vec![rows, k], vec![k, n], vec![rows, n], true),
             (gemm([1, 1], 1), 1, vec![k, rows], vec![n, k], vec![rows, n], false),

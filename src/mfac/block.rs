@@ -14,9 +14,10 @@ use crate::error::{Error, ErrorKind, Result, bail};
 
 /// Σ g gᵀ over blocks of a flat weight vector, accumulated as gradients stream by.
 ///
-/// Products are summed in f32 over at most 192 gradients and in f64 beyond. The result is the same
-/// to the last bit for any number of threads; it does depend on how gradients are grouped into
-/// calls of [`BlockFisher::add`].
+/// Products are exact and summed in f64. Sums in f32 would be twice as fast, but with fewer
+/// gradients than weights the block is singular, and their rounding then exceeds a small damping:
+/// such blocks could not be inverted. The result is the same to the last bit for any number of
+/// threads; it does depend on how gradients are grouped into calls of [`BlockFisher::add`].
 #[derive(Debug)]
 pub struct BlockFisher {
     blocks: Vec<Range<usize>>,
@@ -92,7 +93,7 @@ impl BlockFisher {
                 let k = syrk::DEPTH.min(count - start);
                 let rows = &rows[start * stride + block.start - offset..];
                 panel::pack(rows, stride, k, block.len(), panels);
-                syrk::add(block.len(), k, panels, syrk::Sums::Single, half);
+                syrk::add(block.len(), k, panels, syrk::Sums::Double, half);
             }
         });
     }
@@ -221,6 +222,26 @@ mod tests {
             assert_approximate(&[fisher.diagonal_mean(range.clone())], &[mean(range)], 1e-14, 0.0);
         }
         assert_eq!(fisher.diagonal_mean(195..200), 0.0);
+    }
+
+    /// Fewer gradients than weights, whose scales span four decades: a damping that is small for
+    /// the layer is smaller than the rounding of f32 sums in its steepest block.
+    #[test]
+    fn singular_blocks_are_exact_enough_to_be_damped() {
+        let (m, d) = (24, 96);
+        let mut g = Rng::new(6).normals(m * d);
+        g.iter_mut().enumerate().for_each(|(i, v)| *v *= 10f32.powi((i % d / 24) as i32));
+        let range = 0..d;
+        let mut fisher = BlockFisher::new(vec![range]).unwrap();
+        fisher.add(&g, m, d, 0, d, 1);
+        fisher.set_gradients(m);
+        let mut want = gram_columns(&g, m, d);
+        want.iter_mut().for_each(|w| *w /= m as f64);
+        let have = block(&fisher, 0);
+        for (i, (h, w)) in have.iter().zip(&want).enumerate() {
+            let scale = (want[i / d * (d + 1)] * want[i % d * (d + 1)]).sqrt();
+            assert!((h - w).abs() <= 1e-14 * m as f64 * scale, "[{i}] is {h}, not {w}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! After the import a constant that several nodes read is a tied weight. Exporters also make one
 //! constant of equal ones (the zero biases and unit scales of fresh layers); those are split, as
-//! they only look tied.
+//! they only look tied. Half precision becomes float32: gradients and sums of squares need it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,16 +11,17 @@ use crate::error::{Context, Result};
 use crate::onnx::convert::value;
 use crate::onnx::graph::{Graph, Names, outer_names};
 use crate::onnx::model::Model;
-use crate::onnx::{contrib, inline, upgrade};
+use crate::onnx::{contrib, inline, upgrade, widen};
 use crate::tensor::{Data, Tensor};
 
 /// The working graph of `model`: functions inlined, operator set 18 or newer, fused operators
-/// expanded, aliases of constants resolved, accidental sharing undone. A constant that also exists
-/// in the model has the same name in both.
+/// expanded, half precision widened, aliases of constants resolved, accidental sharing undone. A
+/// constant that also exists in the model has the same name in both.
 pub fn import(model: &Model) -> Result<Graph> {
     let mut graph = Graph::from_model(model)?;
     let ranks = declared_ranks(model);
     standardize(&mut graph, &|name| ranks.get(name).copied()).context(|| model.name())?;
+    widen::widen(&mut graph);
     resolve_aliases(&mut graph);
     split_look_alikes(&mut graph);
     drop_unused_domains(&mut graph);

@@ -16,6 +16,7 @@ pub mod storage;
 mod types;
 mod upgrade;
 mod walk;
+mod widen;
 
 pub use graph::{Attribute, Dimension, Graph, Node, Value};
 pub use import::import;

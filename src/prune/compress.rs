@@ -162,6 +162,7 @@ pub fn compress(
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<Pruned> {
+    options.pattern.check_sparsity(options.sparsity)?;
     let (mut prepared, batch, seeding) = fix_batch(graph, samples, options, cancel)?;
     let (parameters, skipped) = choose(&prepared, options)?;
     let layers: Vec<Layer> = parameters
@@ -526,8 +527,7 @@ fn choose(prepared: &Prepared, options: &Options) -> Result<(Vec<Parameter>, Vec
         Pattern::Unstructured => RowOrder::Taps,
         Pattern::NOfM { .. } => RowOrder::Channels,
     };
-    let (mut chosen, mut skipped) =
-        parameters::discover(&prepared.graph, &prepared.facts, row_order);
+    let (mut chosen, mut skipped) = parameters::discover(prepared, row_order);
     for pattern in &options.skip {
         if !chosen.iter().any(|p| matches(pattern, &p.name)) {
             let names: Vec<&str> = chosen.iter().map(|p| p.name.as_str()).collect();

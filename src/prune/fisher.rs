@@ -8,8 +8,9 @@
 //! the same number of rows whatever the limit, and f64 loses nothing, so the result is the same to
 //! the last bit.
 //!
-//! Blocks wider than m (B > m) are kept as their m×B gradients instead, in f32: in memory where all
-//! fits, else in a mapped nameless file whose pages the system takes back when memory is short.
+//! Blocks wider than m and than [`WIDEST_MATRIX`] are kept as their m×B gradients instead, in f32:
+//! in memory where all fits, else in a mapped nameless file whose pages the system takes back when
+//! memory is short.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -30,6 +31,10 @@ const WORKING_MATRICES: usize = 5;
 
 /// m×m matrices of f64 for a wide block: the factor, and a chunk of columns that counts as another.
 const WIDE_WORKING_MATRICES: usize = 2;
+
+/// Blocks up to this size are matrices even where fewer gradients were taken (B > m): the exact
+/// greedy order costs B² operations a weight, and beats the staged one of wide blocks.
+pub(super) const WIDEST_MATRIX: usize = 512;
 
 /// Vectors over the block, of f64.
 const WORKING_VECTORS: usize = 10;
@@ -176,21 +181,25 @@ fn sum(
 }
 
 impl Budget {
-    /// Whether a block is kept as gradients, because its matrix would be larger.
+    /// Whether a block is kept as gradients: its matrix would be larger, and too large for the
+    /// exact greedy order, which only the matrix allows.
     fn is_wide(&self, block: &Range<usize>) -> bool {
-        block.len() > self.gradients
+        block.len() > self.gradients.max(WIDEST_MATRIX)
     }
 
-    /// Bytes of a block while its group is summed, with its part of a panel.
-    fn block_bytes(&self, block: &Range<usize>, spills: bool) -> usize {
-        let panel = block.len().saturating_mul(self.panel_rows * size_of::<f32>());
-        let state = match (self.is_wide(block), spills) {
+    /// Bytes of a block while its group is summed; wide ones that spill are written at once.
+    fn state_bytes(&self, block: &Range<usize>, spills: bool) -> usize {
+        match (self.is_wide(block), spills) {
             (false, _) => BlockFisher::state_bytes(std::slice::from_ref(block)),
             (true, true) => 0,
             (true, false) => GradientStore::bytes(self.gradients, block.len(), Storage::F32)
                 .unwrap_or(usize::MAX),
-        };
-        state.saturating_add(panel)
+        }
+    }
+
+    /// Bytes of a block's part of a panel.
+    fn panel_bytes(&self, block: &Range<usize>) -> usize {
+        block.len().saturating_mul(self.panel_rows * size_of::<f32>())
     }
 
     /// Bytes that all threads take to prune blocks like this one.
@@ -217,14 +226,22 @@ impl Groups {
     ) -> Result<Groups> {
         let room = budget.limit_bytes.saturating_sub(ALLOWANCE_BYTES);
         let working = blocks.iter().map(|b| budget.working_bytes(b)).max().unwrap_or(0);
-        let all = blocks.iter().map(|b| budget.block_bytes(b, false));
-        if all.fold(working, usize::saturating_add) <= room {
-            return Ok(Groups { groups: vec![0..blocks.len()], spills: false });
+        let total = |bytes: &dyn Fn(&Range<usize>) -> usize| {
+            blocks.iter().map(bytes).fold(0, usize::saturating_add)
+        };
+        let states = total(&|b| budget.state_bytes(b, false));
+        // Panels are gone when blocks are pruned.
+        let rest = total(&|b| budget.panel_bytes(b)).max(working);
+        if states.saturating_add(rest) <= room {
+            return Ok(Groups {
+                groups: std::iter::once(0..blocks.len()).collect(),
+                spills: false,
+            });
         }
         let (mut groups, mut start, mut sum) = (Vec::new(), 0, 0usize);
         for (i, block) in blocks.iter().enumerate() {
-            let bytes = budget.block_bytes(block, true);
-            let alone = bytes.max(working);
+            let bytes = budget.state_bytes(block, true).saturating_add(budget.panel_bytes(block));
+            let alone = bytes.max(budget.working_bytes(block));
             if alone > room {
                 bail!(
                     Memory,
@@ -356,7 +373,7 @@ mod tests {
     /// Sums of the same gradients under a limit, and how many passes they took.
     fn collected(limit_bytes: usize) -> (FisherBlocks, usize) {
         let mut stream = Stream::new(5, 0);
-        let gradients: Vec<f32> = (0..200 * WIDTH).map(|_| stream.normal() as f32).collect();
+        let gradients: Vec<f32> = (0..200 * WIDTH).map(|_| stream.normal()).collect();
         let mut passes = 0;
         let groups = Groups::plan(&blocks(), budget(limit_bytes), |_| "w".into()).unwrap();
         let mut pass = |range: Range<usize>, sink: &mut dyn FnMut(Panel<'_>) -> Result<()>| {
@@ -389,6 +406,45 @@ mod tests {
         for range in [0..WIDTH, 60..120] {
             let (a, b) = (held.diagonal_mean(range.clone()), spilled.diagonal_mean(range));
             assert!(a == b && a > 0.8 && a < 1.2, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn wide_blocks_keep_their_gradients_in_memory_and_on_disk() {
+        let (m, blocks) = (20, vec![0..600, 600..640, 640..1300]);
+        let mut stream = Stream::new(6, 0);
+        let gradients: Vec<f32> = (0..m * 1300).map(|_| stream.normal()).collect();
+        for (limit_bytes, spills) in [(1 << 30, false), (ALLOWANCE_BYTES + (120 << 10), true)] {
+            let budget = Budget { limit_bytes, gradients: m, panel_rows: 8, threads: 1 };
+            let groups = Groups::plan(&blocks, budget, |_| "w".into()).unwrap();
+            assert_eq!(groups.spills, spills);
+            let mut pass = |range: Range<usize>, sink: &mut dyn FnMut(Panel<'_>) -> Result<()>| {
+                for rows in gradients.chunks(8 * 1300) {
+                    let part: Vec<f32> =
+                        rows.chunks(1300).flat_map(|row| &row[range.clone()]).copied().collect();
+                    sink(Panel { rows: &part, count: rows.len() / 1300 })?;
+                }
+                Ok(())
+            };
+            let fisher = FisherBlocks::collect(blocks.clone(), &groups, budget, &mut pass).unwrap();
+            assert!(fisher.gradients(1).is_none());
+            let mut matrix = vec![0.0; 40 * 40];
+            fisher.block(1, &mut matrix).unwrap();
+            assert!(matrix[0] > 0.2 && matrix[0] < 3.0, "{}", matrix[0]);
+            for index in [0, 2] {
+                let range = blocks[index].clone();
+                let (stored, mut scratch) = (fisher.gradients(index).unwrap(), Vec::new());
+                scratch.resize(range.len(), 0.0);
+                let mut squares = 0.0;
+                for i in 0..m {
+                    let row = stored.row(i, 0..range.len(), &mut scratch);
+                    assert_eq!(row, &gradients[i * 1300..][range.clone()]);
+                    squares += row.iter().map(|g| f64::from(g * g)).sum::<f64>();
+                }
+                let mean = squares / (m * range.len()) as f64;
+                assert!((fisher.diagonal_mean(range) / mean - 1.0).abs() < 1e-6);
+                assert!(fisher.block(index, &mut []).is_err());
+            }
         }
     }
 

@@ -8,8 +8,9 @@ use std::time::Instant;
 
 use crate::calibration::{Accuracy, ReadOptions, Samples};
 use crate::cancel::Cancel;
-use crate::error::{Context, Result, bail, error};
+use crate::error::{Context, ErrorKind, Result, bail, error};
 use crate::evaluate::{self, RunOptions};
+use crate::gradient::prepare::declare_baked_batch;
 use crate::gradient::seed::Fisher;
 use crate::onnx::{Graph, Model, import};
 use crate::prune::report::{
@@ -46,8 +47,9 @@ impl Job {
         self.check_output()?;
         let mut model = Model::load(&self.model)?;
         let in_model = || self.model.display().to_string();
-        let graph = import(&model).context(in_model)?;
+        let mut graph = import(&model).context(in_model)?;
         let calibration = Samples::read(&self.calibration, &graph.inputs, &self.reading)?;
+        declare_baked_batch(&mut graph, &calibration, evaluate::BATCH, cancel).context(in_model)?;
         let evaluation = self
             .evaluation
             .as_deref()
@@ -62,11 +64,17 @@ impl Job {
                 && readers.get(name).is_some_and(|u| u.len() == 1)
         };
         let pruned = compress(&graph, adjustable, &calibration, &self.options, progress, cancel)
-            .context(in_model)?;
+            .map_err(|e| match e.kind() {
+                ErrorKind::Data => e.context(self.calibration.display().to_string()),
+                _ => e.context(in_model()),
+            })?;
         let mut pruned_graph = graph.clone();
         for (name, tensor) in pruned.tensors.iter().chain(&pruned.biases) {
-            let stored = as_stored(tensor, graph.initializers[name].element_type())?;
-            pruned_graph.initializers.insert(name.clone(), Arc::new(stored.clone()));
+            let file = source.initializers.get(name).unwrap_or(&graph.initializers[name]);
+            let stored = as_stored(tensor, file.element_type())?;
+            // The working graph holds float32 where the file holds half precision.
+            let working = Tensor::f32(stored.shape(), stored.to_f32());
+            pruned_graph.initializers.insert(name.clone(), Arc::new(working));
             model.replace_tensor(name, &stored).context(in_model)?;
         }
         phases.mark("prepare and prune");

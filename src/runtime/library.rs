@@ -55,8 +55,12 @@ fn find_and_load() -> Result<Environment, String> {
                 return Ok(environment);
             }
             Err(e) => {
-                let reason =
-                    std::error::Error::source(&e).map_or(String::new(), |s| format!(" ({s})"));
+                // The loader's Display leaves out what the system said.
+                let said = match &e {
+                    ort::LoadDynamicError::Dlopen { error, .. } => std::error::Error::source(error),
+                    _ => None,
+                };
+                let reason = said.map_or(String::new(), |s| format!(" ({s})"));
                 tried += &format!("\n  {}: {e}{reason}", candidate.display());
             }
         }

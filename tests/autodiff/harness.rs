@@ -172,6 +172,11 @@ impl Case {
         }
     }
 
+    /// Checks the gradient of the first input, with the others as initializers.
+    pub fn check_first(&self) {
+        self.check_with(&[0]);
+    }
+
     fn is_float(&self, i: usize) -> bool {
         self.inputs[i].as_ref().is_some_and(|t| t.element_type().is_float())
     }

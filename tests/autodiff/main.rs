@@ -14,5 +14,6 @@ mod node_cases;
 mod norm;
 mod pool;
 mod reduce;
+mod resize;
 mod shape;
 mod walk;

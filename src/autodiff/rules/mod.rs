@@ -15,6 +15,7 @@ mod matmul;
 mod norm;
 mod pool;
 mod reduce;
+mod resize;
 mod shape;
 mod window;
 
@@ -129,6 +130,7 @@ pub(super) fn derivative(op: &str, domain: &str) -> Derivative {
         "Expand" => shape::pass,
         "Flatten" | "Reshape" | "Squeeze" | "Unsqueeze" => shape::reshape,
         "Pad" => shape::pad,
+        "Resize" => resize::resize,
         "Slice" => shape::slice,
         "SpaceToDepth" => shape::space_to_depth,
         "Split" => shape::split,

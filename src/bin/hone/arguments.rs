@@ -26,6 +26,7 @@ pub struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, and it lives as long as the process")]
 pub enum Command {
     Prune(Prune),
     Eval(Eval),
@@ -193,7 +194,7 @@ pub struct Inspect {
 
 /// Write the backward graph of a model: a vector-Jacobian product as an ONNX model.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  hone gradient examples/fashion/model.onnx \
+#[command(after_help = "Example:\n  hone gradient examples/fashion/model.onnx \\\n      \
     --samples examples/fashion/calibration.npz --output backward.onnx\n\n\
     The graph takes the model's inputs and a cotangent for each differentiated output, and returns \
     the outputs and\nthe gradients of the chosen values. The metadata `hone.seeds` and \

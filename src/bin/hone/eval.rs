@@ -4,14 +4,16 @@ use hone::calibration::Samples;
 use hone::cancel::Cancel;
 use hone::error::{Context, Result};
 use hone::evaluate;
+use hone::gradient::prepare::declare_baked_batch;
 use hone::onnx::{Graph, Model};
 
 use crate::arguments::Eval;
 
 pub fn run(a: &Eval, cancel: &Cancel) -> Result<()> {
     let model = Model::load(&a.model)?;
-    let graph = Graph::from_model(&model)?;
+    let mut graph = Graph::from_model(&model)?;
     let samples = Samples::read(&a.data, &graph.inputs, &a.reading.options()?)?;
+    declare_baked_batch(&mut graph, &samples, evaluate::BATCH, cancel)?;
     let output = a.output.clone().map_or_else(|| evaluate::main_output(&graph), Ok)?;
     let options = evaluate::RunOptions { device: a.running.device, threads: a.running.threads() };
     let accuracy = evaluate::accuracy(&graph, &output, &samples, options, cancel)

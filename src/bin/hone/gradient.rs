@@ -5,7 +5,7 @@ use hone::calibration::Samples;
 use hone::cancel::Cancel;
 use hone::error::{Context, Result};
 use hone::gradient::parameters::weights;
-use hone::gradient::prepare::prepare;
+use hone::gradient::prepare::prepare_for;
 use hone::gradient::seed::{Fisher, Seeding};
 use hone::onnx::{Model, import};
 
@@ -14,17 +14,18 @@ use crate::arguments::Gradient;
 pub fn run(a: &Gradient, cancel: &Cancel) -> Result<()> {
     let model = Model::load(&a.model)?;
     let in_file = || a.model.display().to_string();
-    let graph = import(&model).context(in_file)?;
-    let samples = Samples::read(&a.samples, &graph.inputs, &a.reading.options()?)?;
+    let imported = import(&model).context(in_file)?;
+    let samples = Samples::read(&a.samples, &imported.inputs, &a.reading.options()?)?;
     let rows: Vec<usize> = (0..a.batch as usize).map(|i| i % samples.rows()).collect();
-    let prepared = prepare(&graph, &samples.batch(&rows), cancel).context(in_file)?;
-    // `Scalar` takes outputs as they are: a cotangent is supplied by whoever runs the graph.
-    let seeding = Seeding::new(Fisher::Scalar, &a.of, &prepared.graph, &prepared.facts)?;
     let wanted = if a.wrt.is_empty() {
-        weights(&prepared.graph).0.into_iter().map(|w| w.name).collect()
+        weights(&imported).0.into_iter().map(|w| w.name).collect()
     } else {
         a.wrt.clone()
     };
+    let prepared =
+        prepare_for(&imported, &samples.batch(&rows), &wanted, cancel).context(in_file)?;
+    // `Scalar` takes outputs as they are: a cotangent is supplied by whoever runs the graph.
+    let seeding = Seeding::new(Fisher::Scalar, &a.of, &prepared.graph, &prepared.facts)?;
     let (graph, facts) = (&prepared.graph, &prepared.facts);
     let backward =
         autodiff::backward(graph, facts, &seeding.values(), &wanted, &[]).context(in_file)?;

@@ -1,6 +1,6 @@
 //! `hone inspect`: what a model consists of and what hone can do with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use hone::autodiff::{Support, support};
 use hone::error::{Context, Result};
@@ -45,6 +45,7 @@ fn report(a: &Inspect, source: &Graph, graph: &Graph) -> Json {
         })
         .collect();
     let count = |shape: &[usize]| shape.iter().product::<usize>();
+    let barriers = barriers(graph);
     let total: usize = prunable.iter().map(|w| count(&w.shape)).sum();
     json!({
         "schema": "hone.inspect/1",
@@ -55,13 +56,38 @@ fn report(a: &Inspect, source: &Graph, graph: &Graph) -> Json {
         "outputs": source.outputs.iter().map(value).collect::<Vec<_>>(),
         "prunable_weights": total,
         "prunable": prunable.iter()
-            .map(|w| json!({ "name": w.name, "shape": w.shape, "weights": count(&w.shape) }))
+            .map(|w| json!({
+                "name": w.name,
+                "shape": w.shape,
+                "weights": count(&w.shape),
+                "behind": w.readers().find_map(|i| barriers.get(&i)),
+            }))
             .collect::<Vec<_>>(),
         "skipped": skipped.iter()
             .map(|s| json!({ "name": s.name, "shape": s.shape, "reason": s.reason }))
             .collect::<Vec<_>>(),
         "operators": operators,
     })
+}
+
+/// For each node whose gradient would have to pass through an operator without a rule: that
+/// operator's node.
+fn barriers(graph: &Graph) -> HashMap<usize, String> {
+    let uses = graph.uses();
+    let mut barriers: HashMap<usize, String> = HashMap::new();
+    for (i, node) in graph.nodes.iter().enumerate().rev() {
+        let readers = node.outputs.iter().filter_map(|o| uses.get(o.as_str())).flatten();
+        let barrier = readers.into_iter().find_map(|&(reader, _)| {
+            let next = &graph.nodes[reader];
+            match support(&next.op, &next.domain) {
+                Support::None => Some(next.describe()),
+                Support::Rule => barriers.get(&reader).cloned(),
+                Support::Zero => None,
+            }
+        });
+        barriers.extend(barrier.map(|b| (i, b)));
+    }
+    barriers
 }
 
 fn value(v: &Value) -> Json {
@@ -97,8 +123,12 @@ fn text(report: &Json) -> String {
     }
     out += &format!("\nprunable: {} weights\n", report["prunable_weights"]);
     for v in list("prunable") {
+        let behind = match v["behind"].as_str() {
+            Some(node) => format!(", behind {node}: --skip it, or --method magnitude"),
+            None => String::new(),
+        };
         out += &format!(
-            "  {:>10}  {} {}\n",
+            "  {:>10}  {} {}{behind}\n",
             v["weights"].to_string(),
             string(&v["name"]),
             shape(&v["shape"])
