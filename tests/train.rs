@@ -6,7 +6,7 @@ use std::path::Path;
 use hone::ErrorKind;
 use hone::calibration::{Labels, ReadOptions, Samples};
 use hone::cancel::Cancel;
-use hone::gradient::collect::{Collector, Plan};
+use hone::gradient::collect::{Collector, Panel, Plan};
 use hone::gradient::parameters::{RowOrder, discover};
 use hone::gradient::prepare::prepare;
 use hone::gradient::seed::{Fisher, Seeding};
@@ -83,9 +83,8 @@ impl Example {
                 for (w, d) in w.iter_mut().zip(direction) {
                     *w = (f64::from(*w) + sign * length * f64::from(*d)) as f32;
                 }
-                Ok(())
             };
-            moved.update(shift).unwrap();
+            moved.update(shift);
             self.gradient(&mut workers, &moved).0
         };
         let difference = (at(1.0) - at(-1.0)) / (2.0 * length);
@@ -142,7 +141,7 @@ fn gradients_are_the_mean_of_the_per_sample_ones() {
     let example = Example::new(None);
     let (_, gradient) = example.gradient(&mut example.workers(2), &example.parameters);
     let mut found = example.parameters.clone();
-    found.update(|w| Ok(w.copy_from_slice(&gradient))).unwrap();
+    found.update(|w| w.copy_from_slice(&gradient));
 
     let (graph, samples) = (&example.graph, &example.samples);
     let mut plain = graph.clone();
@@ -157,7 +156,10 @@ fn gradients_are_the_mean_of_the_per_sample_ones() {
     let collector = Collector::new(&prepared, &parameters, samples, &seeding, &plan, SHARD);
     let all = 0..parameters.last().unwrap().range.end;
     let mut row = Vec::new();
-    let sink = |panel: hone::gradient::collect::Panel<'_>| Ok(row.extend_from_slice(panel.rows));
+    let sink = |panel: Panel<'_>| {
+        row.extend_from_slice(panel.rows);
+        Ok(())
+    };
     collector.collect(all, &Cancel::new(), sink).unwrap();
     assert!(parameters.len() > 10);
     for p in &parameters {

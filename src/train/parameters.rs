@@ -84,7 +84,7 @@ impl Parameters {
     }
 
     /// Lets `change` set the free weights (d numbers), then writes them to the tensors.
-    pub fn update<T>(&mut self, change: impl FnOnce(&mut [f32]) -> Result<T>) -> Result<T> {
+    pub fn update<T>(&mut self, change: impl FnOnce(&mut [f32]) -> T) -> T {
         let result = change(&mut self.flat);
         for p in &mut self.tensors {
             let Data::F32(values) = p.tensor.data_mut() else {
@@ -163,7 +163,7 @@ mod tests {
         parameters.add_gradient(0, &[1.0, 2.0, 3.0, 4.0], &mut sums);
         parameters.add_gradient(1, &[5.0, 6.0], &mut sums);
         assert_eq!(sums, [1.0, 4.0, 5.0, 6.0]);
-        parameters.update(|flat| Ok(flat.iter_mut().for_each(|w| *w += 10.0))).unwrap();
+        parameters.update(|flat| flat.iter_mut().for_each(|w| *w += 10.0));
         parameters.store(&mut graph);
         assert_eq!(graph.initializers["w"].as_f32().unwrap(), [11.0, 0.0, 0.0, 14.0]);
         assert_eq!(graph.initializers["b"].as_f32().unwrap(), [10.0, 15.0]);

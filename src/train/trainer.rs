@@ -44,7 +44,7 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A trainer of `parameters`, which are those of `step`, by `optimizer` over their free weights.
+    /// A trainer of `parameters`, those of `step`, by `optimizer` over their free weights.
     ///
     /// Errors of kind `Usage` when these do not fit each other or an option is out of its range.
     pub fn new(
@@ -133,11 +133,7 @@ impl Trainer {
     pub fn result(&self) -> Parameters {
         let mut result = self.parameters.clone();
         if !self.average.is_empty() {
-            let set: Result<()> = result.update(|weights| {
-                weights.copy_from_slice(&self.average);
-                Ok(())
-            });
-            set.expect("copying does not fail");
+            result.update(|weights| weights.copy_from_slice(&self.average));
         }
         result
     }
