@@ -7,7 +7,7 @@
 use crate::cancel::Cancel;
 use crate::error::{Result, bail, error};
 use crate::mam::contract::Trained;
-use crate::mam::model::{Mam, Want, copy, log_softmax_at, log_sum_exp};
+use crate::mam::model::{Answers, Mam, Want, copy, log_softmax_at, log_sum_exp};
 use crate::mam::rows::{Distinct, free_sites, known_sites};
 use crate::random::Stream;
 
@@ -112,7 +112,7 @@ impl Mam {
         rows: &[Result<Split>],
         orders: &Orders,
         cancel: &Cancel,
-    ) -> Result<Vec<Result<(ChainScore, Vec<f64>)>>> {
+    ) -> Result<Answers<(ChainScore, Vec<f64>)>> {
         let orders = orders.permutations(self)?;
         let good = rows.iter().filter_map(|row| row.as_ref().ok());
         let chains = good.flat_map(|row| orders.iter().map(|order| row.chain(order)));

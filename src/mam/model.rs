@@ -28,6 +28,9 @@ pub struct Mam {
     warnings: Vec<String>,
 }
 
+/// An answer for each row.
+pub(crate) type Answers<T> = Vec<Result<T>>;
+
 /// A site of a distinct row at which φ is wanted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Want {

@@ -12,7 +12,7 @@
 use crate::cancel::Cancel;
 use crate::error::{Context, Result};
 use crate::mam::chain::{ChainScore, Orders, Split};
-use crate::mam::model::{Mam, Want, copy, log_softmax_at};
+use crate::mam::model::{Answers, Mam, Want, copy, log_softmax_at};
 use crate::mam::rows::{Distinct, Rows, known_sites};
 
 /// How rows are scored.
@@ -75,6 +75,9 @@ pub struct Bracket {
     pub upper_error: f64,
 }
 
+/// A chain score and log p_φ along each order.
+type PhiScore = (ChainScore, Vec<f64>);
+
 impl Bracket {
     fn new(logs: &[f64], log_c: f64) -> Bracket {
         let m = logs.len() as f64;
@@ -117,7 +120,10 @@ impl Mam {
             false => none(count),
         };
         let conflict = match options.conflict {
-            true => some(self.conflicts(&checked, &theta, &phi, cancel)?),
+            true => {
+                let found = theta.iter().zip(&phi).map(together).collect();
+                some(self.conflicts(&checked, found, by_theta, cancel)?)
+            }
             false => none(count),
         };
         let surprise = match options.surprise {
@@ -128,7 +134,7 @@ impl Mam {
         let answer = |((((row, theta), phi), conflict), surprise)| {
             let row: Vec<i32> = row?;
             let known = known_sites(&row).count();
-            let (theta, phi): (Option<f64>, Option<(ChainScore, Vec<f64>)>) = (theta?, phi?);
+            let (theta, phi): (Option<f64>, Option<PhiScore>) = (theta?, phi?);
             let bracket = theta.zip(phi.as_ref()).map(|(t, (_, logs))| Bracket::new(logs, t));
             let theta_normalised = match options.log_normaliser {
                 _ if self.is_normalised() => theta,
@@ -142,28 +148,21 @@ impl Mam {
         Ok(parts.map(answer).collect())
     }
 
-    /// Σ_i log p(x_i) − log p(x_S), with what is known of log p(x_S) already.
+    /// Σ_i log p(x_i) − log p(x_S) for the values of log p(x_S) that were found.
     fn conflicts(
         &self,
         rows: &[Result<Vec<i32>>],
-        theta: &[Result<Option<f64>>],
-        phi: &[Result<Option<(ChainScore, Vec<f64>)>>],
+        found: Answers<f64>,
+        by_theta: bool,
         cancel: &Cancel,
-    ) -> Result<Vec<Result<f64>>> {
-        let by_theta = theta.iter().any(|t| matches!(t, Ok(Some(_))));
+    ) -> Result<Answers<f64>> {
         let singles = self.single_sites(by_theta, cancel)?;
-        let answer = |((row, theta), phi): (
-            (&Result<Vec<i32>>, &Result<Option<f64>>),
-            &Result<Option<(ChainScore, Vec<f64>)>>,
-        )| {
-            let row = row.as_ref().map_err(copy)?;
-            let theta = theta.as_ref().map_err(copy)?;
-            let phi = phi.as_ref().map_err(copy)?.as_ref().map(|(score, _)| score.log_p);
-            let together = theta.or(phi).expect("every method computes one of them");
-            let apart: f64 = known_sites(row).map(|site| singles[site][row[site] as usize]).sum();
-            Ok(apart - together)
+        let answer = |(row, found): (&Result<Vec<i32>>, Result<f64>)| {
+            let (row, found) = (row.as_ref().map_err(copy)?, found?);
+            let apart = known_sites(row).map(|site| singles[site][row[site] as usize]);
+            Ok(apart.sum::<f64>() - found)
         };
-        Ok(rows.iter().zip(theta).zip(phi).map(answer).collect())
+        Ok(rows.iter().zip(found).map(answer).collect())
     }
 
     /// log p(x_i = k) of every site and value, by the half that also scores whole rows.
@@ -199,7 +198,7 @@ impl Mam {
         &self,
         rows: &[Result<Vec<i32>>],
         cancel: &Cancel,
-    ) -> Result<Vec<Result<Vec<(usize, f64)>>>> {
+    ) -> Result<Answers<Vec<(usize, f64)>>> {
         let chains = rows.iter().filter_map(|r| r.as_ref().ok()).flat_map(|row| {
             known_sites(row).map(|site| {
                 let mut start = row.clone();
@@ -216,6 +215,13 @@ impl Mam {
         };
         Ok(rows.iter().map(answer).collect())
     }
+}
+
+/// log p(x_S) by θ, else by φ.
+fn together((theta, phi): (&Result<Option<f64>>, &Result<Option<PhiScore>>)) -> Result<f64> {
+    let (theta, phi) = (theta.as_ref().map_err(copy)?, phi.as_ref().map_err(copy)?);
+    let by_phi = || phi.as_ref().map(|(score, _)| score.log_p);
+    Ok(theta.or_else(by_phi).expect("every method computes one of them"))
 }
 
 fn none<T>(count: usize) -> Vec<Result<Option<T>>> {

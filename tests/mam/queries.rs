@@ -108,7 +108,8 @@ fn conditionals_are_ratios_and_chains() {
     let row = vec![2, MISSING, 0, 1];
     let given = [true, false, false, false];
     let orders = Orders::Random { count: 2, seed: 0 };
-    let answer = mam.log_conditional(&rows(&[row.clone()]), &given, &orders, &cancel).unwrap();
+    let answer =
+        mam.log_conditional(&rows(std::slice::from_ref(&row)), &given, &orders, &cancel).unwrap();
     let answer = *answer[0].as_ref().unwrap();
     let evidence = vec![2, MISSING, MISSING, MISSING];
     let truth = table.log_marginal(&row) - table.log_marginal(&evidence);
@@ -119,8 +120,9 @@ fn conditionals_are_ratios_and_chains() {
 
     let noisy = Table::new(4, 3, 0.3, 0.3);
     let mam = noisy.mam(Kind::Joint);
-    let forward =
-        mam.log_conditional(&rows(&[row.clone()]), &given, &Orders::Forward, &cancel).unwrap();
+    let forward = mam
+        .log_conditional(&rows(std::slice::from_ref(&row)), &given, &Orders::Forward, &cancel)
+        .unwrap();
     let forward = forward[0].as_ref().unwrap();
     let chain = noisy.chain(&evidence, &row, &[2, 3]);
     let ratio = noisy.theta_of(&row) - noisy.theta_of(&evidence);
