@@ -51,7 +51,7 @@ pub struct Residuals {
 }
 
 impl Residuals {
-    fn new(values: &[f64]) -> Residuals {
+    pub(crate) fn new(values: &[f64]) -> Residuals {
         let n = values.len() as f64;
         Residuals {
             mean: values.iter().sum::<f64>() / n,

@@ -20,6 +20,22 @@ pub struct RowData {
     pub given: Option<Vec<bool>>,
 }
 
+/// Reads rows to train a model on, which decide how many sites it has: arrays or `.csv` as for
+/// [`read_rows`].
+pub fn read_training_rows(
+    path: &Path,
+    threshold: Option<f64>,
+    limit: Option<usize>,
+) -> Result<Rows> {
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("npy" | "npz") => read_array_rows(path, None, threshold, limit),
+        Some("csv") => read_text(path, limit, |line| csv_row(line, threshold)),
+        _ => Err(error!(Usage, "training rows are read from .npy, .npz and .csv files")),
+    }
+    .map(|data| data.rows)
+    .context(|| path.display().to_string())
+}
+
 /// Reads rows for a model of `contract`.
 ///
 /// `.npz`: array `x`, and perhaps bool `known` (false hides a value) and bool `given` (evidence);
@@ -37,7 +53,7 @@ pub fn read_rows(
 ) -> Result<RowData> {
     let extension = path.extension().and_then(|e| e.to_str());
     match extension {
-        Some("npy" | "npz") => read_array_rows(path, contract, threshold, limit),
+        Some("npy" | "npz") => read_array_rows(path, Some(contract.length), threshold, limit),
         Some("csv") => read_text(path, limit, |line| csv_row(line, threshold)),
         Some("txt") if contract.alphabet.is_none() => Err(error!(
             Usage,
@@ -103,7 +119,7 @@ pub fn row_text(row: &[i64], contract: &Contract) -> String {
 
 fn read_array_rows(
     path: &Path,
-    contract: &Contract,
+    expected: Option<usize>,
     threshold: Option<f64>,
     limit: Option<usize>,
 ) -> Result<RowData> {
@@ -115,12 +131,11 @@ fn read_array_rows(
     let (known, given) = (next(), next());
     let count = x.shape()[0];
     let length: usize = x.shape()[1..].iter().product();
-    if length != contract.length {
+    if let Some(expected) = expected.filter(|&n| n != length) {
         bail!(
             Data,
-            "array \"x\" has the shape {:?}: {length} sites per row, the model has {}",
-            x.shape(),
-            contract.length
+            "array \"x\" has the shape {:?}: {length} sites per row, the model has {expected}",
+            x.shape()
         );
     }
     let flags = |name: &str, tensor: Option<Tensor>| -> Result<Option<Vec<bool>>> {

@@ -237,7 +237,11 @@ fn finished(walker: Walker) -> Result<Sample> {
 
 /// The value at quantile `u` of softmax(logits / T) over the likeliest values, its log-probability
 /// there, and that under softmax(logits). `None` when the logits make no distribution.
-fn draw_value(logits: &[f32], u: f64, options: &SampleOptions) -> Option<(usize, f64, f64)> {
+pub(crate) fn draw_value(
+    logits: &[f32],
+    u: f64,
+    options: &SampleOptions,
+) -> Option<(usize, f64, f64)> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if !max.is_finite() || logits.iter().any(|l| l.is_nan()) {
         return None;

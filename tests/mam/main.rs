@@ -8,3 +8,4 @@ mod queries;
 mod rows;
 mod sampling;
 mod tables;
+mod training;

@@ -32,6 +32,7 @@ pub enum MamCommand {
     Impute(Impute),
     Check(Check),
     Adapt(Adapt),
+    Train(Train),
 }
 
 /// The model and how it is run.
@@ -283,6 +284,79 @@ pub struct Adapt {
     /// How sites are laid out for display, such as 28,28.
     #[arg(long, value_name = "SIDES", value_delimiter = ',')]
     pub shape: Vec<usize>,
+}
+
+/// Train a model by maximum likelihood: φ on the conditionals of every subset, then θ on what φ
+/// says of whole rows.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  hone mam train --data examples/mam/train.npy --output digits.onnx \\\n      \
+    --conditional-steps 200 --marginal-steps 200 --seed 1\n\n\
+    The same options, data and seed give the same file for any number of threads. With \
+    --checkpoint a run that is stopped\ngoes on where it was."
+)]
+pub struct Train {
+    /// Rows to learn from: .npy, .npz or .csv; missing values are skipped.
+    #[arg(long, value_name = "ROWS")]
+    pub data: PathBuf,
+    /// Where to write the model.
+    #[arg(short, long, value_name = "MODEL")]
+    pub output: PathBuf,
+    /// Rows that are only looked at; by default every tenth row of the data.
+    #[arg(long, value_name = "ROWS")]
+    pub held_out: Option<PathBuf>,
+    #[command(flatten)]
+    pub reading: ReadingRows,
+    /// How many values each site has: one number for all, or one per site with commas; by default
+    /// what the data hold.
+    #[arg(long, value_name = "COUNT", value_delimiter = ',', help_heading = "Rows")]
+    pub values: Vec<usize>,
+    /// How sites are laid out for display, such as 28,28; by default as the array.
+    #[arg(long, value_name = "SIDES", value_delimiter = ',', help_heading = "Rows")]
+    pub shape: Vec<usize>,
+    /// Units of a hidden layer of either net.
+    #[arg(long, default_value_t = 256, help_heading = "Training")]
+    pub hidden: usize,
+    /// Hidden layers.
+    #[arg(long, default_value_t = 3, help_heading = "Training")]
+    pub layers: usize,
+    /// Steps of stage 1, in which φ learns.
+    #[arg(long, default_value_t = 4000, value_name = "STEPS", help_heading = "Training")]
+    pub conditional_steps: u64,
+    /// Steps of stage 2, in which θ learns.
+    #[arg(long, default_value_t = 4000, value_name = "STEPS", help_heading = "Training")]
+    pub marginal_steps: u64,
+    /// Rows per step: up to 64, or a multiple of 64.
+    #[arg(long, default_value_t = 128, value_name = "ROWS", help_heading = "Training")]
+    pub batch: usize,
+    /// Of Adam at its peak; it falls to 0 along a cosine.
+    #[arg(long, default_value_t = 1e-3, value_name = "RATE", help_heading = "Training")]
+    pub learning_rate: f64,
+    /// Decoupled weight decay.
+    #[arg(long, default_value_t = 0.01, value_name = "DECAY", help_heading = "Training")]
+    pub weight_decay: f64,
+    /// Gradients longer than this are scaled down to it.
+    #[arg(long, default_value_t = 1.0, value_name = "NORM", help_heading = "Training")]
+    pub clip_norm: f64,
+    /// The result is the average of the weights with this decay per step.
+    #[arg(long, default_value_t = 0.999, value_name = "DECAY", help_heading = "Training")]
+    pub average: f64,
+    /// How θ learns: trajectory (sums along whole rows), or one-step (as published).
+    #[arg(long, default_value = "trajectory", value_parser = ["trajectory", "one-step"])]
+    #[arg(help_heading = "Training")]
+    pub regression: String,
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 0, help_heading = "Training")]
+    pub seed: u64,
+    /// Keep the state here, and go on from it if it is there.
+    #[arg(long, value_name = "FILE", help_heading = "Training")]
+    pub checkpoint: Option<PathBuf>,
+    /// Steps between reports and checkpoints.
+    #[arg(long, default_value_t = 250, value_name = "STEPS", help_heading = "Training")]
+    pub report_every: u64,
+    /// Worker threads; all processors by default. The result does not depend on it.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Running")]
+    pub threads: Option<u16>,
 }
 
 impl Files {

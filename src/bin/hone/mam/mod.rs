@@ -4,6 +4,7 @@ mod answers;
 pub mod arguments;
 mod draw;
 mod inspect;
+mod train;
 
 use std::ops::Range;
 
@@ -37,6 +38,7 @@ pub fn run(a: &MamArguments, cancel: &Cancel) -> Result<()> {
         MamCommand::Impute(a) => draw::impute(a, cancel),
         MamCommand::Check(a) => check(a, cancel),
         MamCommand::Adapt(a) => adapt(a),
+        MamCommand::Train(a) => train::run(a, cancel),
     }
 }
 

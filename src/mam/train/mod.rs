@@ -1,0 +1,392 @@
+//! Maximum likelihood in two stages: first φ on any-order conditionals, then θ on what φ says of
+//! whole trajectories.
+//!
+//! Stage 1, for a row x, an order σ and t ~ U{0 … L−1}:
+//! −1/(L−t) Σ_{d ≥ t} log p_φ(x_σ(d) | x_σ(<t)), in nats per site.
+//!
+//! Stage 2, φ fixed: along a trajectory (x, σ) the sums c_d = Σ_{e<d} log p_φ(x_σ(e) | x_σ(<e)) are
+//! direct targets, (f_θ(x_σ(<d)) − c_d)² with c_0 = 0; or, as published, one step at a time,
+//! (f_θ(x_σ(<d)) + log p_φ(x_σ(d) | x_σ(<d)) − f_θ(x_σ(≤d)))² and f_θ(∅)². Half of the trajectories
+//! are data, half are drawn from φ; the latter never repeat.
+//!
+//! Missing values of the data are neither known nor asked for. Everything random depends on the
+//! seed and the number of the step alone, so a run that is stopped and resumed ends in the same
+//! bits.
+
+mod checkpoint;
+mod conditionals;
+mod marginals;
+
+use std::path::Path;
+use std::time::Instant;
+
+use crate::cancel::Cancel;
+use crate::error::{Context, ErrorKind, Result, bail};
+use crate::mam::contract::{Contract, Kind};
+use crate::mam::half::{DEFAULT_BATCH, LoadOptions};
+use crate::mam::model::Mam;
+use crate::mam::networks::{self, Size};
+use crate::mam::rows::{Rows, known_sites};
+use crate::mam::score::{Method, ScoreOptions};
+use crate::mam::{Orders, Residuals};
+use crate::mfac::optimizer::{Decay, Method as Optimization, Optimizer, Schedule, Settings};
+use crate::onnx::{Graph, Model};
+use crate::random::Stream;
+use crate::runtime::Device;
+use crate::tensor::Tensor;
+use crate::train::{Parameters, StepGraph, TrainOptions as StepOptions, Trainer};
+use checkpoint::Checkpoint;
+
+/// Rows of one run of a training graph; larger batches are several of these.
+const SHARD: usize = 64;
+
+/// Held-out rows that are looked at for a report, and at the end.
+const REPORT_ROWS: usize = 128;
+const FINAL_ROWS: usize = 512;
+
+/// Orders of φ's chains at the end, as published.
+const FINAL_ORDERS: usize = 5;
+
+/// How θ learns from φ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Regression {
+    /// On the sums along whole trajectories.
+    Trajectory,
+    /// On the difference of two neighbours, as published.
+    OneStep,
+}
+
+/// How to train.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainOptions {
+    /// Of both nets.
+    pub size: Size,
+    /// Steps of stage 1.
+    pub conditional_steps: u64,
+    /// Steps of stage 2.
+    pub marginal_steps: u64,
+    /// Rows per step: up to 64, or a multiple of 64.
+    pub batch: usize,
+    /// η of Adam at its peak; it falls to 0 along a cosine.
+    pub learning_rate: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients longer than this are scaled down to it.
+    pub clip_norm: f64,
+    /// β of the average of weights that is the result.
+    pub average: f64,
+    /// How θ learns.
+    pub regression: Regression,
+    /// Of everything random.
+    pub seed: u64,
+    /// Worker threads; the result does not depend on it.
+    pub threads: usize,
+    /// Steps between reports and checkpoints.
+    pub report_every: u64,
+}
+
+impl Default for TrainOptions {
+    fn default() -> TrainOptions {
+        TrainOptions {
+            size: Size { hidden: 256, layers: 3 },
+            conditional_steps: 4000,
+            marginal_steps: 4000,
+            batch: 128,
+            learning_rate: 1e-3,
+            weight_decay: 0.01,
+            clip_norm: 1.0,
+            average: 0.999,
+            regression: Regression::Trajectory,
+            seed: 0,
+            threads: 1,
+            report_every: 250,
+        }
+    }
+}
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainReport {
+    /// 1 for conditionals, 2 for marginals.
+    pub stage: usize,
+    /// Steps taken of the stage.
+    pub step: u64,
+    /// Steps of the stage.
+    pub steps: u64,
+    /// The mean loss since the last report.
+    pub loss: f64,
+    /// On held-out rows: bits per site of φ along one order in stage 1, the root mean square of
+    /// log p_θ(x_S) − log p_φ(x_S) in nats in stage 2.
+    pub held_out: f64,
+    /// Seconds since the run began or was resumed.
+    pub seconds: f64,
+}
+
+/// A trained model.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    /// Both halves.
+    pub graph: Graph,
+    /// What the file says: with log Z and what was measured on held-out rows.
+    pub contract: Contract,
+    /// Bits per known site of φ over 5 orders on held-out rows.
+    pub bits: f64,
+    /// log p_θ(x_S) − log p_φ(x_S) (5 orders) of random subsets of held-out rows, in nats.
+    pub theta_error: Residuals,
+}
+
+/// Rows to learn from and rows to look at.
+struct Task<'a> {
+    contract: Contract,
+    rows: Vec<Vec<i32>>,
+    held_out: Rows,
+    options: &'a TrainOptions,
+    start: Instant,
+}
+
+/// Trains a model of `contract`'s sites and values on `rows`; `held_out` is only looked at.
+///
+/// With a `checkpoint`, the state is written there at every report and when `cancel` is raised, and
+/// a run that finds its own state there goes on from it. Errors: `Usage` for options out of their
+/// range, `Data` for bad rows, `Numerics` when training diverges.
+pub fn train(
+    rows: &Rows,
+    held_out: &Rows,
+    contract: &Contract,
+    options: &TrainOptions,
+    checkpoint: Option<&Path>,
+    report: &mut dyn FnMut(&TrainReport),
+    cancel: &Cancel,
+) -> Result<Trained> {
+    check(options)?;
+    let contract = Contract { kind: Kind::Joint, ..contract.clone() };
+    let good = |rows: &Rows, what: &str| -> Result<Vec<Vec<i32>>> {
+        let checked = rows.checked(&contract)?.into_iter().enumerate();
+        checked.map(|(r, row)| row.context(|| format!("{what} row {r}"))).collect()
+    };
+    let mut learnt = good(rows, "training")?;
+    good(held_out, "held-out")?;
+    learnt.retain(|row| known_sites(row).next().is_some());
+    if learnt.is_empty() || held_out.is_empty() {
+        bail!(Data, "training needs at least one row to learn from and one held-out row");
+    }
+    let held_out = held_out.slice(0..held_out.len().min(FINAL_ROWS));
+    let task = Task { contract, rows: learnt, held_out, options, start: Instant::now() };
+    let mut state = Checkpoint::new(checkpoint, &task)?;
+    let log_p = task.log_frequencies();
+
+    let size = options.size;
+    let phi = networks::conditional(&task.contract, size, &log_p, options.seed);
+    let phi = match state.take_phi()? {
+        Some(weights) => {
+            let mut parameters = Parameters::new(&phi, &networks::trained(&phi), |_| false)?;
+            parameters.update(|w| w.copy_from_slice(&weights));
+            stored(phi, &parameters)
+        }
+        None => conditionals::train(&task, phi, &mut state, report, cancel)?,
+    };
+    let theta = networks::marginal(&task.contract, size, &log_p, options.seed);
+    let theta = marginals::train(&task, &phi, theta, &mut state, report, cancel)?;
+    task.finished(&phi, &theta, cancel)
+}
+
+fn check(o: &TrainOptions) -> Result<()> {
+    if o.size.hidden == 0 || o.size.layers == 0 || o.size.hidden > 1 << 16 || o.size.layers > 64 {
+        bail!(Usage, "a net has 1 to 64 layers of 1 to 65536 units");
+    }
+    if o.batch == 0 || (o.batch > SHARD && !o.batch.is_multiple_of(SHARD)) {
+        bail!(Usage, "a batch has up to {SHARD} rows or a multiple of that, not {}", o.batch);
+    }
+    if o.conditional_steps == 0 || o.marginal_steps == 0 || o.report_every == 0 {
+        bail!(Usage, "steps must be at least 1");
+    }
+    Ok(())
+}
+
+impl Task<'_> {
+    /// Smoothed log-frequencies of each site's values.
+    fn log_frequencies(&self) -> Vec<Vec<f64>> {
+        let site = |(i, &values): (usize, &usize)| {
+            let mut counts = vec![1.0; values];
+            self.rows.iter().filter(|r| r[i] >= 0).for_each(|r| counts[r[i] as usize] += 1.0);
+            let total: f64 = counts.iter().sum();
+            counts.iter().map(|c| (c / total).ln()).collect()
+        };
+        self.contract.cardinalities.iter().enumerate().map(site).collect()
+    }
+
+    /// Rows per shard, and shards per step.
+    fn shards(&self) -> (usize, usize) {
+        let shard = self.options.batch.min(SHARD);
+        (shard, self.options.batch / shard)
+    }
+
+    /// The random numbers of a shard of a step.
+    fn stream(&self, stage: u64, number: u64) -> Stream {
+        Stream::new(self.options.seed, ((4 + stage) << 48) + number)
+    }
+
+    fn trainer(
+        &self,
+        graph: &Graph,
+        loss: &str,
+        shard: &[(String, Tensor)],
+        steps: u64,
+        cancel: &Cancel,
+    ) -> Result<Trainer> {
+        let o = self.options;
+        let names = networks::trained(graph);
+        let step = StepGraph::new(graph, loss, &names, shard, cancel)?;
+        let parameters = Parameters::new(graph, &names, |_| false)?;
+        let settings = Settings {
+            learning_rate: o.learning_rate,
+            schedule: Schedule::Cosine { steps },
+            warmup_steps: steps.min(100),
+            weight_decay: o.weight_decay,
+            decay: Decay::Decoupled,
+        };
+        let adam = Optimization::Adam { first: 0.9, second: 0.99, epsilon: 1e-8 };
+        let optimizer = Optimizer::new(adam, settings, parameters.len(), Vec::new())?;
+        let options = StepOptions {
+            threads: o.threads,
+            clip_norm: Some(o.clip_norm),
+            average: Some(o.average),
+        };
+        Trainer::new(&step, parameters, optimizer, options)
+    }
+
+    /// Takes the steps of a stage that are left; reports and saves on the way.
+    fn run(
+        &self,
+        stage: Stage,
+        trainer: &mut Trainer,
+        mut step: impl FnMut(&mut Trainer, u64) -> Result<f64>,
+        look: impl Fn(&Parameters) -> Result<f64>,
+        state: &mut Checkpoint,
+        report: &mut dyn FnMut(&TrainReport),
+    ) -> Result<()> {
+        let (mut sum, mut count) = (0.0, 0);
+        while trainer.steps() < stage.steps {
+            let number = trainer.steps();
+            match step(trainer, number) {
+                Ok(loss) => sum += loss,
+                Err(e) => {
+                    // The weights are those before the step.
+                    if e.kind() == ErrorKind::Cancelled {
+                        state.save(stage.number, trainer)?;
+                    }
+                    return Err(e.context(format!("step {number}")));
+                }
+            }
+            count += 1;
+            let done = trainer.steps();
+            if done % self.options.report_every == 0 || done == stage.steps {
+                let held_out = look(&trainer.result())?;
+                report(&TrainReport {
+                    stage: stage.number,
+                    step: done,
+                    steps: stage.steps,
+                    loss: sum / count as f64,
+                    held_out,
+                    seconds: self.start.elapsed().as_secs_f64(),
+                });
+                (sum, count) = (0.0, 0);
+                state.save(stage.number, trainer)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn load_options(&self) -> LoadOptions {
+        LoadOptions { device: Device::Cpu, threads: self.options.threads, batch: DEFAULT_BATCH }
+    }
+
+    /// φ's bits per known site on the first `count` held-out rows.
+    fn bits(&self, mam: &Mam, count: usize, orders: usize, cancel: &Cancel) -> Result<f64> {
+        let rows = self.held_out.slice(0..self.held_out.len().min(count));
+        let scores = mam.score(&rows, &by(Method::Phi, orders), cancel)?;
+        let scores = scores.into_iter().collect::<Result<Vec<_>>>()?;
+        let known: usize = scores.iter().map(|s| s.known).sum();
+        let total: f64 = scores.iter().filter_map(|s| Some(s.phi?.log_p)).sum();
+        Ok(-total / known.max(1) as f64 / std::f64::consts::LN_2)
+    }
+
+    /// log p_θ(x_S) − log p_φ(x_S) on random subsets S of held-out rows.
+    fn theta_error(
+        &self,
+        mam: &Mam,
+        count: usize,
+        orders: usize,
+        cancel: &Cancel,
+    ) -> Result<Residuals> {
+        let count = self.held_out.len().min(count);
+        let mut cells = Vec::new();
+        for r in 0..count {
+            let mut random = self.stream(3, r as u64);
+            let row = self.held_out.row(r);
+            let keep = 1 + random.below(row.len());
+            let order = random.permutation(row.len());
+            let mut masked = vec![-1; row.len()];
+            order[..keep].iter().for_each(|&s| masked[s as usize] = row[s as usize]);
+            cells.extend(masked);
+        }
+        let rows = Rows::new(self.contract.length, cells)?;
+        let scores = mam.score(&rows, &by(Method::Bracket, orders), cancel)?;
+        let gap = |s: crate::mam::Score| s.theta.unwrap_or(0.0) - s.phi.map_or(0.0, |p| p.log_p);
+        let gaps = scores.into_iter().map(|s| Ok(gap(s?))).collect::<Result<Vec<_>>>()?;
+        Ok(Residuals::new(&gaps))
+    }
+
+    /// Puts the halves together and measures them.
+    fn finished(&self, phi: &Graph, theta: &Graph, cancel: &Cancel) -> Result<Trained> {
+        let graph = networks::joint(phi, theta);
+        let mut contract = self.contract.clone();
+        let mam = Mam::from_models(&[model(&graph, &contract)?], self.load_options(), cancel)?;
+        let bits = self.bits(&mam, FINAL_ROWS, FINAL_ORDERS, cancel)?;
+        let theta_error = self.theta_error(&mam, FINAL_ROWS, FINAL_ORDERS, cancel)?;
+        contract.log_z = mam.log_z();
+        let mut note = |key: &str, value: String| drop(contract.notes.insert(key.into(), value));
+        note("nll_bits", format!("{bits:.4}"));
+        note("marginal_rms", format!("{:.4}", theta_error.rms));
+        note("q", "data+model".into());
+        note("dtype", "float32".into());
+        Ok(Trained { graph, contract, bits, theta_error })
+    }
+}
+
+/// What [`Task::run`] has to know of a stage.
+#[derive(Clone, Copy)]
+struct Stage {
+    number: usize,
+    steps: u64,
+}
+
+fn by(method: Method, orders: usize) -> ScoreOptions {
+    ScoreOptions {
+        method,
+        // Other orders than those of a user's default seed.
+        orders: Orders::Random { count: orders, seed: 0x7e57 },
+        log_normaliser: None,
+        conflict: false,
+        surprise: false,
+    }
+}
+
+/// The graph with these weights.
+fn stored(mut graph: Graph, parameters: &Parameters) -> Graph {
+    parameters.store(&mut graph);
+    graph
+}
+
+/// A model in memory of a graph and what it says of itself.
+fn model(graph: &Graph, contract: &Contract) -> Result<Model> {
+    let mut proto = graph.to_proto();
+    for (key, value) in contract.metadata() {
+        proto.metadata_props.push(crate::onnx::proto::StringStringEntryProto {
+            key: Some(key),
+            value: Some(value),
+            ..Default::default()
+        });
+    }
+    Model::from_bytes(&buffa::Message::encode_to_vec(&proto), None)
+}
