@@ -19,8 +19,10 @@ const LOSS: &str = "loss";
 /// What is added to the combinations of f_θ, `[R, 1]`.
 const OFFSET: &str = "offset";
 
-/// Prefixes in a pool of trajectories; a new pool is drawn when all have been learnt from.
-const POOL: usize = 1 << 13;
+/// Prefixes in a pool of trajectories; a new pool is drawn when all have been learnt from. Those of a
+/// trajectory share their errors, so they must be far apart: with pools of 2^13 θ followed the
+/// trajectories of the moment.
+const POOL: usize = 1 << 16;
 
 /// A row and an order: log p_φ summed up to each prefix.
 struct Trajectory {
