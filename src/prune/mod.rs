@@ -40,7 +40,7 @@ pub mod statistics;
 pub use compress::{Method, Options, Progress, Pruned, compress};
 pub use magnitude::magnitude;
 pub use pattern::{Pattern, plan_blocks};
-pub use run::Job;
+pub use run::{Job, Run};
 pub use schedule::schedule;
 
 use block::{Ranking, Scratch, Start, Task};

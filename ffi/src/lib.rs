@@ -1,0 +1,39 @@
+//! The C ABI of hone. Each module is a noun of the header, in the header's order; `include/hone.h`
+//! is made from them by cbindgen, comments included, so what is said here is said to C programmers.
+//!
+//! Three functions carry the boundary: `error::guard` turns errors and panics into return values,
+//! `options::read` takes structs of callers older or newer than this library, and
+//! `arguments::slice` checks what arrives as pointer and length.
+#![allow(non_camel_case_types, reason = "the types bear the names that C knows them by")]
+
+mod arguments;
+mod callback;
+mod error;
+mod options;
+mod version;
+
+mod log_sink;
+
+mod tensor;
+
+mod report;
+
+mod engine;
+
+mod model;
+
+mod samples;
+
+mod job;
+
+mod prune;
+
+mod evaluate;
+
+mod gradients;
+
+mod fisher;
+
+mod weights;
+
+mod optimizer;
