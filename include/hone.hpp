@@ -33,6 +33,7 @@ namespace hone {
 /** Thrown when a call fails. */
 class Error : public std::runtime_error {
 public:
+    /** What a call returned. */
     Error(hone_code code, const char *message) : std::runtime_error(message), code_(code) {}
 
     /** What kind of thing went wrong. */
@@ -55,6 +56,7 @@ template <auto Free> struct Deleter {
     template <class T> void operator()(T *handle) const noexcept { Free(handle); }
 };
 
+/** An owner of a handle of C. */
 template <class T, auto Free> using Owner = std::unique_ptr<T, Deleter<Free>>;
 
 /** Turns an error of C into an exception. */
@@ -102,8 +104,10 @@ class Engine : public detail::Handle<hone_engine, hone_engine_free> {
 public:
     using Handle::Handle;
 
+    /** An engine in this process, with every option at its default. */
     Engine() : Engine(options<hone_engine_options>()) {}
 
+    /** See hone_engine_open. */
     explicit Engine(const hone_engine_options &how, const char *target = nullptr)
         : Handle(open(target, how)) {}
 
@@ -120,13 +124,14 @@ class Model : public detail::Handle<hone_model, hone_model_free> {
 public:
     using Handle::Handle;
 
+    /** Reads the model at a path; see hone_model_load. */
     static Model load(const Engine &engine, const std::string &path) {
         hone_model *made = nullptr;
         detail::check(hone_model_load(engine.c_handle(), path.c_str(), &made));
         return Model(made);
     }
 
-    /** `folder`, unless empty, is where external data is looked for. */
+    /** Decodes a model; `folder`, unless empty, is where external data is looked for. */
     static Model from_bytes(const Engine &engine, const void *data, std::size_t len,
                             const std::string &folder = {}) {
         hone_model *made = nullptr;
@@ -135,6 +140,7 @@ public:
         return Model(made);
     }
 
+    /** Writes the model; the file appears whole or not at all. */
     void save(const std::string &path) const {
         detail::check(hone_model_save(c_handle(), path.c_str()));
     }
@@ -146,6 +152,7 @@ public:
         return view;
     }
 
+    /** What the model consists of and what hone can do with it. */
     Report inspect() const {
         hone_report *made = nullptr;
         detail::check(hone_model_inspect(c_handle(), &made));
@@ -158,6 +165,7 @@ class Samples : public detail::Handle<hone_samples, hone_samples_free> {
 public:
     using Handle::Handle;
 
+    /** Reads samples from a file or folder; see hone_samples_load. */
     static Samples load(const Model &model, const std::string &path,
                         const hone_samples_options &how = options<hone_samples_options>()) {
         hone_samples *made = nullptr;
@@ -165,7 +173,7 @@ public:
         return Samples(made);
     }
 
-    /** `labels` may be null. */
+    /** Copies samples from arrays of the caller; `labels` may be null. */
     static Samples
     from_tensors(const Model &model, const hone_named_tensor *inputs, std::size_t count,
                  const hone_tensor *labels = nullptr,
@@ -175,6 +183,7 @@ public:
         return Samples(made);
     }
 
+    /** The number of samples. */
     std::size_t count() const noexcept { return hone_samples_count(c_handle()); }
 };
 
@@ -186,6 +195,7 @@ class Job : public detail::Handle<hone_job, hone_job_free> {
 public:
     using Handle::Handle;
 
+    /** Its number, unique in its engine. */
     std::uint64_t id() const noexcept { return hone_job_id(c_handle()); }
 
     /** Waits until the job is completed; throws its error if it is not. */
@@ -204,6 +214,7 @@ public:
         return state;
     }
 
+    /** How far it is; `phase` is borrowed from this handle. */
     hone_progress progress() const {
         auto now = options<hone_progress>();
         detail::check(hone_job_progress(c_handle(), &now));
@@ -213,6 +224,7 @@ public:
     /** Readable once the job has ended. */
     int fd() const noexcept { return hone_job_fd(c_handle()); }
 
+    /** Asks it to stop, without waiting. */
     void cancel() const noexcept { hone_job_cancel(c_handle()); }
 
     /** Throws unless the job is completed. */
@@ -278,16 +290,20 @@ class Gradients : public detail::Handle<hone_gradients, hone_gradients_free> {
 public:
     using Handle::Handle;
 
+    /** Room for `count` gradients of `dimension` weights. */
     Gradients(std::size_t count, std::size_t dimension,
               const hone_gradients_options &how = options<hone_gradients_options>())
         : Handle(make(count, dimension, how)) {}
 
+    /** Copies the next gradient. */
     void push(const float *gradient, std::size_t len) {
         detail::check(hone_gradients_push(c_handle(), gradient, len));
     }
 
+    /** Copies the next gradient. */
     void push(const std::vector<float> &gradient) { push(gradient.data(), gradient.size()); }
 
+    /** How many have been pushed. */
     std::size_t count() const noexcept { return hone_gradients_count(c_handle()); }
 
 private:
@@ -304,14 +320,18 @@ class Fisher : public detail::Handle<hone_fisher, hone_fisher_free> {
 public:
     using Handle::Handle;
 
+    /** Prepares the inverse Fisher of gradients, all of which must be there. */
     explicit Fisher(const Gradients &gradients,
                     const hone_fisher_options &how = options<hone_fisher_options>())
         : Handle(make(gradients, how)) {}
 
+    /** The number of weights. */
     std::size_t dimension() const noexcept { return hone_fisher_dimension(c_handle()); }
 
+    /** λ. */
     double damping() const noexcept { return hone_fisher_damping(c_handle()); }
 
+    /** The diagonal of F⁻¹. */
     std::vector<double> diagonal() const {
         std::vector<double> out(dimension());
         detail::check(hone_fisher_diagonal(c_handle(), out.data(), out.size()));
@@ -325,6 +345,7 @@ public:
         return out;
     }
 
+    /** An element of F⁻¹. */
     double element(std::size_t row, std::size_t column) const {
         double out = 0;
         detail::check(hone_fisher_elements(c_handle(), &row, &column, &out, 1));
@@ -358,14 +379,17 @@ class Optimizer : public detail::Handle<hone_optimizer, hone_optimizer_free> {
 public:
     using Handle::Handle;
 
+    /** An optimizer of `dimension` weights. */
     explicit Optimizer(std::size_t dimension,
                        const hone_optimizer_options &how = options<hone_optimizer_options>())
         : Handle(make(dimension, how)) {}
 
+    /** One step of the weights along the gradient, in place. */
     void step(float *weights, const float *gradient, std::size_t len) {
         detail::check(hone_optimizer_step(c_handle(), weights, gradient, len));
     }
 
+    /** One step of the weights along the gradient, in place. */
     void step(std::vector<float> &weights, const std::vector<float> &gradient) {
         if (weights.size() != gradient.size()) {
             throw Error(HONE_CODE_INVALID_ARGUMENT, "weights and gradient differ in length");
@@ -373,16 +397,20 @@ public:
         step(weights.data(), gradient.data(), weights.size());
     }
 
+    /** The number of steps taken. */
     std::uint64_t steps() const noexcept { return hone_optimizer_steps(c_handle()); }
 
+    /** Replaces the peak of the learning rate. */
     void set_learning_rate(double peak) {
         detail::check(hone_optimizer_set_learning_rate(c_handle(), peak));
     }
 
+    /** Writes the state; the file appears whole or not at all. */
     void save(const std::string &path) const {
         detail::check(hone_optimizer_save(c_handle(), path.c_str()));
     }
 
+    /** Takes over a saved state, or throws and leaves everything as it was. */
     void restore(const std::string &path) {
         detail::check(hone_optimizer_restore(c_handle(), path.c_str()));
     }
