@@ -80,12 +80,16 @@ fn threads_and_memory_do_not_change_the_result() {
     // Statistics are measured in batches as large as the limit allows, so they stay out of this.
     let plain = Options { match_statistics: false, ..few(Fisher::Outputs) };
     let tensors = |options: &Options| pruned(&graph, &samples, options).unwrap().tensors;
-    let reference = tensors(&plain);
-    assert!(reference == tensors(&Options { threads: 3, ..plain.clone() }), "more threads");
-    // The Fisher blocks of the example take some 80 MB: these are collected in groups and spilled.
-    let tight = Options { memory_limit_bytes: 48 << 20, ..plain.clone() };
-    assert!(reference == tensors(&tight), "spilled");
-    assert!(reference != tensors(&Options { seed: 1, ..plain.clone() }), "another seed");
+    // Blocks of 128 are matrices of some 80 MB, whole layers are kept as 20 MB of gradients: under
+    // the lower limits they are collected in groups and put on disk.
+    for (block, limit_mib) in [(128, 48), (usize::MAX, 26)] {
+        let plain = Options { block, ..plain.clone() };
+        let reference = tensors(&plain);
+        assert!(reference == tensors(&Options { threads: 3, ..plain.clone() }), "more threads");
+        let tight = Options { memory_limit_bytes: limit_mib << 20, ..plain.clone() };
+        assert!(reference == tensors(&tight), "spilled");
+        assert!(reference != tensors(&Options { seed: 1, ..plain.clone() }), "another seed");
+    }
     let hopeless = Options { memory_limit_bytes: 1 << 20, ..plain };
     let error = pruned(&graph, &samples, &hopeless).unwrap_err();
     assert_eq!(error.kind(), hone::ErrorKind::Memory);

@@ -70,8 +70,11 @@ pub struct hone_optimizer_options {
     pub beta2: f64,
     /// ε of Adam; 0 means 1e-8.
     pub epsilon: f64,
-    /// λ of M-FAC, in units of a squared gradient; 0 means 1e-5.
+    /// λ of M-FAC, in units of a squared gradient; 0 means 1e-5, as published.
     pub damping: f64,
+    /// λ as a fraction of the window's mean Fisher diagonal, which it then follows; the direction is
+    /// λF⁻¹g, so that η means what it means for SGD. 0 means the fixed λ above.
+    pub damping_relative: f64,
     /// The weight decay; 0 means none.
     pub weight_decay: f64,
     /// See `hone_schedule`.
@@ -117,7 +120,14 @@ struct Plan {
 }
 
 enum PlannedMethod {
-    Mfac { window: usize, damping: f64, storage: Storage, folder: Option<PathBuf>, momentum: f64 },
+    Mfac {
+        window: usize,
+        damping: f64,
+        relative: Option<f64>,
+        storage: Storage,
+        folder: Option<PathBuf>,
+        momentum: f64,
+    },
     Sgd { momentum: f64 },
     Adam { first: f64, second: f64, epsilon: f64 },
 }
@@ -125,10 +135,14 @@ enum PlannedMethod {
 impl Plan {
     fn start(&self, dimension: usize) -> Result<Optimizer, hone_error> {
         let method = match &self.method {
-            PlannedMethod::Mfac { window, damping, storage, folder, momentum } => Method::Mfac {
-                window: Sliding::new(*window, dimension, *damping, *storage, folder.as_deref())?,
-                momentum: *momentum,
-            },
+            PlannedMethod::Mfac { window, damping, relative, storage, folder, momentum } => {
+                let folder = folder.as_deref();
+                Method::Mfac {
+                    window: Sliding::new(*window, dimension, *damping, *storage, folder)?,
+                    momentum: *momentum,
+                    relative_damping: *relative,
+                }
+            }
             &PlannedMethod::Sgd { momentum } => Method::Sgd { momentum },
             &PlannedMethod::Adam { first, second, epsilon } => {
                 Method::Adam { first, second, epsilon }
@@ -186,6 +200,7 @@ unsafe fn plan(o: &hone_optimizer_options, dimension: usize) -> Result<Plan, hon
         0 => PlannedMethod::Mfac {
             window: or(o.window, 1024) as usize,
             damping: or(o.damping, 1e-5),
+            relative: Some(o.damping_relative).filter(|&r| r != 0.0),
             storage: storage(o.storage)?,
             folder,
             momentum: o.momentum,

@@ -9,6 +9,7 @@ use super::dense;
 use super::greedy;
 use super::pattern::Groups;
 use super::select::Trace;
+use super::wide;
 use super::{Curvature, Update};
 use crate::error::{Result, bail, error};
 
@@ -61,6 +62,7 @@ pub(super) struct Scratch {
     dense: dense::Workspace,
     single: greedy::Workspace<f32>,
     double: greedy::Workspace<f64>,
+    wide: wide::Workspace,
     /// Offsets of the weights alive at the start, and of those that survive.
     alive: Vec<u32>,
     kept: Vec<u32>,
@@ -103,6 +105,12 @@ pub(super) fn rank(
         return Ok(Trace::default());
     }
     let weights = &start.weights[task.range.clone()];
+    if let Some(block) = wide(task, start) {
+        let stages = if ranking == Ranking::Greedy { wide::STAGES } else { 1 };
+        let (budget, groups) = (&mut scratch.budget, &task.groups);
+        let trace = scratch.wide.rank(block, survivors, groups, budget, stages);
+        return trace.map_err(|_| too_small(task));
+    }
     scratch.fetch(task, start.curvature)?;
     reset(&mut scratch.delta, scratch.kept.len());
     if ranking == Ranking::Scores {
@@ -134,14 +142,24 @@ pub(super) fn settle(
         return Ok(Settled::default());
     }
     let weights = &start.weights[task.range.clone()];
-    scratch.fetch(task, start.curvature)?;
-    match update {
-        Update::Joint if scratch.kept.is_empty() => {}
-        Update::Joint => {
+    let wide = wide(task, start);
+    if wide.is_none() {
+        scratch.fetch(task, start.curvature)?;
+    }
+    match (update, wide) {
+        (Update::Joint, _) if scratch.kept.is_empty() => {}
+        (_, Some(block)) => {
+            let (kept, delta) = (&scratch.kept, &mut scratch.delta);
+            scratch
+                .wide
+                .settle(block, kept, survivors, update, delta)
+                .map_err(|_| too_small(task))?
+        }
+        (Update::Joint, None) => {
             scratch.factor_kept(task)?;
             scratch.solve_joint(task, weights, survivors);
         }
-        Update::Independent => scratch.add_single_updates(task, weights, survivors)?,
+        (Update::Independent, None) => scratch.add_single_updates(task, weights, survivors)?,
     }
     let mut settled = Settled { weights: vec![0.0; weights.len()], loss: 0.0, loss_damped: 0.0 };
     for (&i, &delta) in scratch.kept.iter().zip(&scratch.delta) {
@@ -157,11 +175,23 @@ pub(super) fn settle(
         let i = i as usize;
         scratch.change[i] = settled.weights[i] as f64 - weights[i] as f64;
     }
-    multiply(&scratch.fisher, &scratch.change, &mut scratch.pull);
     let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
-    settled.loss = 0.5 * dot(&scratch.change, &scratch.pull);
+    settled.loss = match wide {
+        Some(block) => scratch.wide.loss(block.gradients, &scratch.change),
+        None => {
+            multiply(&scratch.fisher, &scratch.change, &mut scratch.pull);
+            0.5 * dot(&scratch.change, &scratch.pull)
+        }
+    };
     settled.loss_damped = settled.loss + 0.5 * task.damping * dot(&scratch.change, &scratch.change);
     Ok(settled)
+}
+
+/// The block in dual form, if that is its form.
+fn wide<'a>(task: &Task<'_>, start: &Start<'a>) -> Option<wide::Block<'a>> {
+    let gradients = start.curvature.gradients(task.index)?;
+    let (weights, alive) = (&start.weights[task.range.clone()], &start.alive[task.range.clone()]);
+    Some(wide::Block { gradients, damping: task.damping, weights, alive })
 }
 
 impl Scratch {

@@ -3,8 +3,10 @@
 
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::cholesky::llt::{factor, solve};
+use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::linalg::triangular_inverse::invert_lower_triangular;
-use faer::{MatMut, MatRef, Par};
+use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
+use faer::{Accum, MatMut, MatRef, Par};
 
 /// Workspace for blocks up to the largest seen.
 #[derive(Default)]
@@ -62,6 +64,21 @@ impl Workspace {
         }
         MemStack::new(self.buffer.as_mut().expect("just filled"))
     }
+}
+
+/// A ← A + CCᵀ in the lower triangle of `a` (m×m, by columns), C given by columns of m.
+pub(super) fn add_gram(c: &[f64], m: usize, a: &mut [f64]) {
+    let c = MatRef::from_column_major_slice(c, m, c.len() / m);
+    let (lower, full) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+    let a = MatMut::from_column_major_slice_mut(a, m, m);
+    matmul(a, lower, Accum::Add, c, full, c.transpose(), full, 1.0, Par::Seq);
+}
+
+/// x ← L⁻¹x for each column of m numbers in `x`.
+pub(super) fn solve_lower(l: &[f64], m: usize, x: &mut [f64]) {
+    let count = x.len() / m;
+    let x = MatMut::from_column_major_slice_mut(x, m, count);
+    solve_lower_triangular_in_place(MatRef::from_column_major_slice(l, m, m), x, Par::Seq);
 }
 
 #[cfg(test)]

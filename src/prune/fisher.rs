@@ -7,6 +7,10 @@
 //! file in the folder for temporary files, from where pruning reads one at a time. Panels have
 //! the same number of rows whatever the limit, and f64 loses nothing, so the result is the same to
 //! the last bit.
+//!
+//! Blocks wider than m and than [`WIDEST_MATRIX`] are kept as their m×B gradients instead, in f32:
+//! in memory where all fits, else in a mapped nameless file whose pages the system takes back when
+//! memory is short.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -15,7 +19,7 @@ use std::os::unix::fs::FileExt;
 
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::gradient::collect::Panel;
-use crate::mfac::BlockFisher;
+use crate::mfac::{BlockFisher, GradientStore, Gradients, Storage};
 use crate::prune::Curvature;
 
 /// What is set aside for packed panels, vectors and lists, in bytes.
@@ -24,6 +28,16 @@ pub(super) const ALLOWANCE_BYTES: usize = 2 << 20;
 /// B×B matrices of f64 that a thread works on while it prunes a block: the block, its packed part,
 /// the factor or inverse of that, and the greedy order's own two in f64.
 const WORKING_MATRICES: usize = 5;
+
+/// m×m matrices of f64 for a wide block: the factor, and a chunk of columns that counts as another.
+const WIDE_WORKING_MATRICES: usize = 2;
+
+/// Blocks up to this size are matrices even where fewer gradients were taken (B > m): the exact
+/// greedy order costs B² operations a weight, and beats the staged one of wide blocks.
+pub(super) const WIDEST_MATRIX: usize = 512;
+
+/// Vectors over the block, of f64.
+const WORKING_VECTORS: usize = 10;
 
 /// What the Fisher may cost.
 #[derive(Clone, Copy, Debug)]
@@ -44,17 +58,21 @@ pub(super) struct FisherBlocks {
     blocks: Vec<Range<usize>>,
     /// The sum of each block's undamped diagonal.
     traces: Vec<f64>,
-    place: Place,
+    forms: Vec<Form>,
+    /// The blocks that stay in memory.
+    held: BlockFisher,
+    /// Those that do not.
+    spilled: Option<File>,
 }
 
 #[derive(Debug)]
-enum Place {
-    Memory(BlockFisher),
-    /// The packed lower triangle of each block begins at its offset.
-    Spilled {
-        file: File,
-        offsets: Vec<u64>,
-    },
+enum Form {
+    /// Number so many of those held in memory.
+    Held(usize),
+    /// A packed lower triangle from this offset of the file.
+    Spilled(u64),
+    /// m×B gradients.
+    Wide(GradientStore),
 }
 
 /// Groups of blocks, each summed in one pass.
@@ -81,35 +99,119 @@ impl FisherBlocks {
         pass: &mut Pass<'_>,
     ) -> Result<FisherBlocks> {
         let mut spill = if groups.spills { Some(Spill::new()?) } else { None };
-        let (mut traces, mut held) = (Vec::with_capacity(blocks.len()), None);
+        let (mut traces, mut forms) = (Vec::new(), Vec::new());
+        let mut held = BlockFisher::new(Vec::new())?;
         for group in &groups.groups {
             let group = &blocks[group.clone()];
-            let fisher = sum(group, budget, pass)?;
-            traces.extend(group.iter().map(|b| fisher.diagonal_mean(b.clone()) * b.len() as f64));
-            match &mut spill {
-                Some(spill) => spill.write(&fisher)?,
-                None => held = Some(fisher),
+            let (fisher, wide) = sum(group, budget, groups.spills, pass)?;
+            let (mut wide, mut number) = (wide.into_iter(), 0);
+            for block in group {
+                if budget.is_wide(block) {
+                    let wide = wide.next().expect("one for each wide block");
+                    traces.push(wide.squares / budget.gradients as f64);
+                    forms.push(Form::Wide(wide.store));
+                    continue;
+                }
+                traces.push(fisher.diagonal_mean(block.clone()) * block.len() as f64);
+                forms.push(match &mut spill {
+                    Some(spill) => Form::Spilled(spill.write(&fisher, number)?),
+                    None => Form::Held(number),
+                });
+                number += 1;
+            }
+            if spill.is_none() {
+                held = fisher;
             }
         }
-        let place = match spill {
-            Some(spill) => spill.finish()?,
-            None => Place::Memory(held.map_or_else(|| BlockFisher::new(Vec::new()), Ok)?),
-        };
-        Ok(FisherBlocks { blocks, traces, place })
+        let spilled = spill.map(Spill::finish).transpose()?;
+        Ok(FisherBlocks { blocks, traces, forms, held, spilled })
     }
 }
 
-/// The sums of one group from one pass.
-fn sum(group: &[Range<usize>], budget: Budget, pass: &mut Pass<'_>) -> Result<BlockFisher> {
-    let mut fisher = BlockFisher::new(group.to_vec())?;
-    let (Some(first), Some(last)) = (group.first(), group.last()) else { return Ok(fisher) };
-    let (start, width) = (first.start, last.end - first.start);
+/// The gradients of a wide block.
+struct Wide {
+    block: Range<usize>,
+    store: GradientStore,
+    /// Σ g² over all of them.
+    squares: f64,
+}
+
+impl Wide {
+    fn new(block: Range<usize>, gradients: usize, on_disk: bool) -> Result<Wide> {
+        let folder = std::env::temp_dir();
+        let folder = on_disk.then_some(folder.as_path());
+        let store = GradientStore::new(gradients, block.len(), Storage::F32, folder)?;
+        Ok(Wide { block, store, squares: 0.0 })
+    }
+
+    fn set_row(&mut self, i: usize, gradient: &[f32]) -> Result<()> {
+        self.squares += gradient.iter().map(|&g| g as f64 * g as f64).sum::<f64>();
+        self.store.set_row(i, gradient)
+    }
+}
+
+/// The sums and the wide blocks of one group from one pass.
+fn sum(
+    group: &[Range<usize>],
+    budget: Budget,
+    on_disk: bool,
+    pass: &mut Pass<'_>,
+) -> Result<(BlockFisher, Vec<Wide>)> {
+    let (wide, narrow): (Vec<_>, Vec<_>) = group.iter().cloned().partition(|b| budget.is_wide(b));
+    let mut fisher = BlockFisher::new(narrow)?;
+    let new = |block| Wide::new(block, budget.gradients, on_disk);
+    let mut wide = wide.into_iter().map(new).collect::<Result<Vec<_>>>()?;
+    let (Some(first), Some(last)) = (group.first(), group.last()) else {
+        return Ok((fisher, wide));
+    };
+    let (start, width, mut done) = (first.start, last.end - first.start, 0);
     pass(start..last.end, &mut |panel| {
         fisher.add(panel.rows, panel.count, width, start, width, budget.threads);
+        for (i, row) in panel.rows.chunks_exact(width).enumerate() {
+            for wide in &mut wide {
+                let columns = wide.block.start - start..wide.block.end - start;
+                wide.set_row(done + i, &row[columns])?;
+            }
+        }
+        done += panel.count;
         Ok(())
     })?;
     fisher.set_gradients(budget.gradients);
-    Ok(fisher)
+    Ok((fisher, wide))
+}
+
+impl Budget {
+    /// Whether a block is kept as gradients: its matrix would be larger, and too large for the
+    /// exact greedy order, which only the matrix allows.
+    fn is_wide(&self, block: &Range<usize>) -> bool {
+        block.len() > self.gradients.max(WIDEST_MATRIX)
+    }
+
+    /// Bytes of a block while its group is summed; wide ones that spill are written at once.
+    fn state_bytes(&self, block: &Range<usize>, spills: bool) -> usize {
+        match (self.is_wide(block), spills) {
+            (false, _) => BlockFisher::state_bytes(std::slice::from_ref(block)),
+            (true, true) => 0,
+            (true, false) => GradientStore::bytes(self.gradients, block.len(), Storage::F32)
+                .unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Bytes of a block's part of a panel.
+    fn panel_bytes(&self, block: &Range<usize>) -> usize {
+        block.len().saturating_mul(self.panel_rows * size_of::<f32>())
+    }
+
+    /// Bytes that all threads take to prune blocks like this one.
+    fn working_bytes(&self, block: &Range<usize>) -> usize {
+        let (matrices, side) = match self.is_wide(block) {
+            true => (WIDE_WORKING_MATRICES, self.gradients),
+            false => (WORKING_MATRICES, block.len()),
+        };
+        let numbers = side.saturating_mul(side).saturating_mul(matrices);
+        let numbers = numbers.saturating_add(block.len().saturating_mul(WORKING_VECTORS));
+        numbers.saturating_mul(size_of::<f64>() * self.threads.max(1))
+    }
 }
 
 impl Groups {
@@ -123,18 +225,14 @@ impl Groups {
         name: impl Fn(&Range<usize>) -> String,
     ) -> Result<Groups> {
         let room = budget.limit_bytes.saturating_sub(ALLOWANCE_BYTES);
-        let working = |b: &Range<usize>| {
-            let matrix = b.len().saturating_mul(b.len()).saturating_mul(size_of::<f64>());
-            matrix.saturating_mul(WORKING_MATRICES * budget.threads.max(1))
+        let working = blocks.iter().map(|b| budget.working_bytes(b)).max().unwrap_or(0);
+        let total = |bytes: &dyn Fn(&Range<usize>) -> usize| {
+            blocks.iter().map(bytes).fold(0, usize::saturating_add)
         };
-        let working = blocks.iter().map(working).max().unwrap_or(0);
-        let state = BlockFisher::state_bytes(blocks);
-        let all = blocks
-            .iter()
-            .map(|b| panel_bytes(b, budget))
-            .fold(0, usize::saturating_add)
-            .max(working);
-        if state.saturating_add(all) <= room {
+        let states = total(&|b| budget.state_bytes(b, false));
+        // Panels are gone when blocks are pruned.
+        let rest = total(&|b| budget.panel_bytes(b)).max(working);
+        if states.saturating_add(rest) <= room {
             return Ok(Groups {
                 groups: std::iter::once(0..blocks.len()).collect(),
                 spills: false,
@@ -142,9 +240,8 @@ impl Groups {
         }
         let (mut groups, mut start, mut sum) = (Vec::new(), 0, 0usize);
         for (i, block) in blocks.iter().enumerate() {
-            let state = BlockFisher::state_bytes(std::slice::from_ref(block));
-            let bytes = state.saturating_add(panel_bytes(block, budget));
-            let alone = bytes.max(working);
+            let bytes = budget.state_bytes(block, true).saturating_add(budget.panel_bytes(block));
+            let alone = bytes.max(budget.working_bytes(block));
             if alone > room {
                 bail!(
                     Memory,
@@ -167,15 +264,9 @@ impl Groups {
     }
 }
 
-/// The columns of a block in a panel of gradients.
-fn panel_bytes(block: &Range<usize>, budget: Budget) -> usize {
-    block.len().saturating_mul(budget.panel_rows * size_of::<f32>())
-}
-
 /// Finished blocks on their way to a file.
 struct Spill {
     file: BufWriter<File>,
-    offsets: Vec<u64>,
     end: u64,
     dense: Vec<f64>,
 }
@@ -183,28 +274,26 @@ struct Spill {
 impl Spill {
     fn new() -> Result<Spill> {
         let file = BufWriter::new(tempfile::tempfile().map_err(failed)?);
-        Ok(Spill { file, offsets: Vec::new(), end: 0, dense: Vec::new() })
+        Ok(Spill { file, end: 0, dense: Vec::new() })
     }
 
-    fn write(&mut self, fisher: &BlockFisher) -> Result<()> {
-        for (index, block) in fisher.blocks().iter().enumerate() {
-            let n = block.len();
-            self.dense.resize(n * n, 0.0);
-            fisher.block(index, &mut self.dense);
-            self.offsets.push(self.end);
-            for (i, row) in self.dense.chunks_exact(n).enumerate() {
-                for value in &row[..=i] {
-                    self.file.write_all(&value.to_le_bytes()).map_err(failed)?;
-                }
+    /// Writes a block and says where.
+    fn write(&mut self, fisher: &BlockFisher, index: usize) -> Result<u64> {
+        let n = fisher.blocks()[index].len();
+        self.dense.resize(n * n, 0.0);
+        fisher.block(index, &mut self.dense);
+        for (i, row) in self.dense.chunks_exact(n).enumerate() {
+            for value in &row[..=i] {
+                self.file.write_all(&value.to_le_bytes()).map_err(failed)?;
             }
-            self.end += packed_bytes(n) as u64;
         }
-        Ok(())
+        let start = self.end;
+        self.end += packed_bytes(n) as u64;
+        Ok(start)
     }
 
-    fn finish(self) -> Result<Place> {
-        let file = self.file.into_inner().map_err(|e| failed(e.into_error()))?;
-        Ok(Place::Spilled { file, offsets: self.offsets })
+    fn finish(self) -> Result<File> {
+        self.file.into_inner().map_err(|e| failed(e.into_error()))
     }
 }
 
@@ -229,16 +318,17 @@ impl Curvature for FisherBlocks {
     }
 
     fn block(&self, index: usize, out: &mut [f64]) -> Result<()> {
-        let (file, offsets) = match &self.place {
-            Place::Memory(fisher) => {
-                fisher.block(index, out);
+        let (file, offset) = match (&self.forms[index], &self.spilled) {
+            (Form::Held(number), _) => {
+                self.held.block(*number, out);
                 return Ok(());
             }
-            Place::Spilled { file, offsets } => (file, offsets),
+            (Form::Spilled(offset), Some(file)) => (file, *offset),
+            _ => bail!(Usage, "Fisher block {index} is kept as gradients, it has no matrix"),
         };
         let n = self.blocks[index].len();
         let mut packed = vec![0; packed_bytes(n)];
-        file.read_exact_at(&mut packed, offsets[index]).map_err(failed)?;
+        file.read_exact_at(&mut packed, offset).map_err(failed)?;
         let mut values = packed.as_chunks::<8>().0.iter();
         for i in 0..n {
             for (j, bytes) in values.by_ref().take(i + 1).enumerate() {
@@ -248,6 +338,13 @@ impl Curvature for FisherBlocks {
             }
         }
         Ok(())
+    }
+
+    fn gradients(&self, index: usize) -> Option<Gradients<'_>> {
+        match &self.forms[index] {
+            Form::Wide(store) => Some(store.all()),
+            _ => None,
+        }
     }
 
     fn diagonal_mean(&self, range: Range<usize>) -> f64 {
@@ -298,7 +395,7 @@ mod tests {
         let (held, one) = collected(1 << 30);
         let (spilled, many) = collected(ALLOWANCE_BYTES + (100 << 10));
         assert!(one == 1 && many > 3, "{one} {many}");
-        assert!(matches!(spilled.place, Place::Spilled { .. }));
+        assert!(matches!(spilled.forms[0], Form::Spilled(0)));
         let (mut a, mut b) = (vec![0.0; 900], vec![1.0; 900]);
         for i in 0..blocks().len() {
             held.block(i, &mut a).unwrap();
@@ -313,6 +410,45 @@ mod tests {
     }
 
     #[test]
+    fn wide_blocks_keep_their_gradients_in_memory_and_on_disk() {
+        let (m, blocks) = (20, vec![0..600, 600..640, 640..1300]);
+        let mut stream = Stream::new(6, 0);
+        let gradients: Vec<f32> = (0..m * 1300).map(|_| stream.normal()).collect();
+        for (limit_bytes, spills) in [(1 << 30, false), (ALLOWANCE_BYTES + (120 << 10), true)] {
+            let budget = Budget { limit_bytes, gradients: m, panel_rows: 8, threads: 1 };
+            let groups = Groups::plan(&blocks, budget, |_| "w".into()).unwrap();
+            assert_eq!(groups.spills, spills);
+            let mut pass = |range: Range<usize>, sink: &mut dyn FnMut(Panel<'_>) -> Result<()>| {
+                for rows in gradients.chunks(8 * 1300) {
+                    let part: Vec<f32> =
+                        rows.chunks(1300).flat_map(|row| &row[range.clone()]).copied().collect();
+                    sink(Panel { rows: &part, count: rows.len() / 1300 })?;
+                }
+                Ok(())
+            };
+            let fisher = FisherBlocks::collect(blocks.clone(), &groups, budget, &mut pass).unwrap();
+            assert!(fisher.gradients(1).is_none());
+            let mut matrix = vec![0.0; 40 * 40];
+            fisher.block(1, &mut matrix).unwrap();
+            assert!(matrix[0] > 0.2 && matrix[0] < 3.0, "{}", matrix[0]);
+            for index in [0, 2] {
+                let range = blocks[index].clone();
+                let (stored, mut scratch) = (fisher.gradients(index).unwrap(), Vec::new());
+                scratch.resize(range.len(), 0.0);
+                let mut squares = 0.0;
+                for i in 0..m {
+                    let row = stored.row(i, 0..range.len(), &mut scratch);
+                    assert_eq!(row, &gradients[i * 1300..][range.clone()]);
+                    squares += row.iter().map(|g| f64::from(g * g)).sum::<f64>();
+                }
+                let mean = squares / (m * range.len()) as f64;
+                assert!((fisher.diagonal_mean(range) / mean - 1.0).abs() < 1e-6);
+                assert!(fisher.block(index, &mut []).is_err());
+            }
+        }
+    }
+
+    #[test]
     fn groups_stay_within_the_limit_and_a_block_too_large_is_named() {
         let limit = ALLOWANCE_BYTES + (100 << 10);
         let groups = Groups::plan(&blocks(), budget(limit), |_| "w".into()).unwrap();
@@ -322,7 +458,7 @@ mod tests {
             assert!(group.start == end && !group.is_empty());
             end = group.end;
             let part = &blocks()[group.clone()];
-            let panels: usize = part.iter().map(|b| panel_bytes(b, budget(0))).sum();
+            let panels: usize = part.iter().map(|b| b.len() * 64 * 4).sum();
             assert!(BlockFisher::state_bytes(part) + panels <= 100 << 10);
         }
         assert_eq!(end, blocks().len());

@@ -20,7 +20,7 @@ use std::ops::Range;
 
 use crate::cancel::Cancel;
 use crate::error::{Result, bail, error};
-use crate::mfac::BlockFisher;
+use crate::mfac::{BlockFisher, Gradients};
 
 mod block;
 mod compress;
@@ -36,6 +36,7 @@ mod run;
 mod schedule;
 mod select;
 pub mod statistics;
+mod wide;
 
 pub use compress::{Method, Options, Progress, Pruned, compress};
 pub use magnitude::magnitude;
@@ -67,7 +68,8 @@ pub enum Update {
 /// How a block orders its weights for the joint update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Selection {
-    /// One weight at a time, the rest re-scored after each: O(B²) per weight.
+    /// One weight at a time, the rest re-scored after each: O(B²) per weight. Blocks wider than m
+    /// re-score their survivors 16 times instead, a quarter of them going each time.
     Greedy,
     /// `stages` times: score all survivors, remove the cheapest, solve jointly from the original
     /// weights. One stage is the classic score followed by an exact update.
@@ -106,6 +108,11 @@ pub trait Curvature: Sync {
     /// (1/m) Σ g gᵀ of one block without damping: B×B, row-major, both halves, written to `out`.
     /// Errors: `Io` where blocks are kept in a file that cannot be read.
     fn block(&self, index: usize, out: &mut [f64]) -> Result<()>;
+    /// The m×B gradients of a block that is wider than m and so has no matrix: it is pruned in dual
+    /// form, and [`Curvature::block`] is not asked for it.
+    fn gradients(&self, _index: usize) -> Option<Gradients<'_>> {
+        None
+    }
     /// The mean of the undamped Fisher diagonal over a layer's range of the flat vector.
     fn diagonal_mean(&self, range: Range<usize>) -> f64;
 }

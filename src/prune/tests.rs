@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::error::ErrorKind;
+use crate::mfac::{GradientStore, Storage};
 
 /// Reproducible numbers in (−1, 1) and, summed, nearly normal ones.
 struct Draw(u64);
@@ -587,4 +588,115 @@ fn a_streamed_fisher_serves_as_curvature() {
         }
     }
     assert!((step.predicted_loss / loss - 1.0).abs() < 1e-5, "{} {loss}", step.predicted_loss);
+}
+
+/// Blocks kept as gradients, and the same blocks as matrices.
+fn wide(net: &Net, m: usize, seed: u64) -> (Wide, Dense) {
+    let mut draw = Draw(seed);
+    let ranges: Vec<Range<usize>> = net.layers.iter().map(|l| l.range.clone()).collect();
+    let (mut stores, mut blocks) = (Vec::new(), Vec::new());
+    for range in &ranges {
+        let n = range.len();
+        let mut store = GradientStore::new(m, n, Storage::F32, None).unwrap();
+        let mut fisher = vec![0.0; n * n];
+        for k in 0..m {
+            let mut state = draw.normal();
+            let row: Vec<f32> = (0..n)
+                .map(|_| {
+                    state = 0.8 * state + 0.6 * draw.normal();
+                    (1e-2 * state) as f32
+                })
+                .collect();
+            store.set_row(k, &row).unwrap();
+            for i in 0..n {
+                for j in 0..n {
+                    fisher[i * n + j] += row[i] as f64 * row[j] as f64 / m as f64;
+                }
+            }
+        }
+        stores.push(store);
+        blocks.push(fisher);
+    }
+    (Wide(stores, ranges.clone()), Dense { ranges, blocks })
+}
+
+struct Wide(Vec<GradientStore>, Vec<Range<usize>>);
+
+impl Curvature for Wide {
+    fn blocks(&self) -> &[Range<usize>] {
+        &self.1
+    }
+    fn block(&self, index: usize, _: &mut [f64]) -> Result<()> {
+        panic!("the matrix of wide block {index} is formed")
+    }
+    fn gradients(&self, index: usize) -> Option<Gradients<'_>> {
+        Some(self.0[index].all())
+    }
+    fn diagonal_mean(&self, range: Range<usize>) -> f64 {
+        let at = self.1.iter().position(|r| *r == range).unwrap();
+        let (g, mut scratch) = (self.0[at].all(), vec![0.0; range.len()]);
+        let row =
+            |i| g.row(i, 0..range.len(), &mut scratch).iter().map(|x| (x * x) as f64).sum::<f64>();
+        (0..g.count()).map(row).sum::<f64>() / (g.count() * range.len()) as f64
+    }
+}
+
+#[test]
+fn the_dual_form_agrees_with_the_primal() {
+    let half: Pattern = "2:4".parse().unwrap();
+    for pattern in [Pattern::Unstructured, half] {
+        let (net, _) = net(&[(8, 20), (12, 16)], 8, pattern, 41);
+        let (wide, dense) = wide(&net, 24, 17);
+        for sparsity in [0.3, 0.5] {
+            for plan in every_plan(sparsity) {
+                if plan.update == Update::Joint && plan.selection == Selection::Greedy {
+                    continue; // another order on purpose
+                }
+                let damping = Damping::Absolute(2e-5);
+                let plan = StepPlan { pattern, damping, ..plan };
+                let cancel = Cancel::new();
+                let workers = Workers::new(2, &cancel);
+                let layers = &net.layers;
+                let dual = step(&net.weights, &net.alive, layers, &wide, &plan, workers).unwrap();
+                let primal = net.step(&dense, &plan).unwrap();
+                assert_eq!(dual.alive, primal.alive, "{plan:?}");
+                for (a, b) in dual.weights.iter().zip(&primal.weights) {
+                    assert!((a - b).abs() <= 1e-6 * (1.0 + b.abs()), "{a} {b} {plan:?}");
+                }
+                let ratio = dual.predicted_loss / primal.predicted_loss;
+                assert!((ratio - 1.0).abs() < 1e-4, "{ratio} {plan:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn greedy_on_wide_blocks_comes_close_to_the_exact_order_and_keeps_patterns() {
+    let half: Pattern = "2:4".parse().unwrap();
+    for (pattern, sparsity) in [(Pattern::Unstructured, 0.7), (half, 0.5)] {
+        let (net, _) = net(&[(8, 20), (12, 16)], 8, pattern, 43);
+        let (wide, dense) = wide(&net, 24, 19);
+        let plan = StepPlan { pattern, ..plan(sparsity) };
+        let run = |plan: &StepPlan, curvature: &dyn Curvature| {
+            let cancel = Cancel::new();
+            let workers = Workers::new(2, &cancel);
+            step(&net.weights, &net.alive, &net.layers, curvature, plan, workers).unwrap()
+        };
+        let (dual, exact) = (run(&plan, &wide), run(&plan, &dense));
+        let once = StepPlan { selection: Selection::Staged { stages: 1 }, ..plan.clone() };
+        let once = run(&once, &wide);
+        assert_eq!(
+            dual.layers.iter().map(|l| l.zeros).sum::<usize>(),
+            exact.layers.iter().map(|l| l.zeros).sum::<usize>()
+        );
+        let loss = |step: &Step| step.predicted_loss_damped;
+        assert!(loss(&dual) < loss(&once), "{} {}", loss(&dual), loss(&once));
+        assert!(loss(&dual) < 1.5 * loss(&exact), "{} {}", loss(&dual), loss(&exact));
+        if pattern != Pattern::Unstructured {
+            for layer in &net.layers {
+                let groups = dual.alive[layer.range.clone()].chunks(4);
+                assert!(groups.clone().all(|g| g.iter().filter(|a| **a).count() <= 2));
+            }
+        }
+    }
 }
