@@ -285,8 +285,8 @@ typedef struct hone_samples hone_samples;
 /// Receives log lines.
 typedef struct {
     /// Called for each line, on any thread and from several at once; NULL for none. `target` names
-    /// the part of the library, `message` is one line of UTF-8; both are valid during the call only.
-    /// Must not call into hone.
+    /// the part of the library, `message` is one line of UTF-8; both are valid during the call
+    /// only. Must not call into hone.
     void (*call)(void *context, hone_log_level level, const char *target, const char *message);
     /// Called once, after the last `call`, when the sink has been replaced; NULL for nothing.
     void (*drop)(void *context);
@@ -410,8 +410,8 @@ typedef struct {
     double damping;
     /// λ itself, in units of a squared gradient; 0 means the fraction above.
     double damping_absolute;
-    /// Which weights go together: "N:M" such as "2:4" (at most N of M consecutive inputs stay); NULL
-    /// means "unstructured".
+    /// Which weights go together: "N:M" such as "2:4" (at most N of M consecutive inputs stay);
+    /// NULL means "unstructured".
     const char *pattern;
     /// Where the pruned model is written as soon as it is made; NULL means nowhere: see
     /// `hone_job_model`.
@@ -550,8 +550,11 @@ typedef struct {
     double beta2;
     /// ε of Adam; 0 means 1e-8.
     double epsilon;
-    /// λ of M-FAC, in units of a squared gradient; 0 means 1e-5.
+    /// λ of M-FAC, in units of a squared gradient; 0 means 1e-5, as published.
     double damping;
+    /// λ as a fraction of the window's mean Fisher diagonal, which it then follows; the direction
+    /// is λF⁻¹g, so that η means what it means for SGD. 0 means the fixed λ above.
+    double damping_relative;
     /// The weight decay; 0 means none.
     double weight_decay;
     /// See `hone_schedule`.
@@ -876,9 +879,9 @@ HONE_API void hone_fisher_free(hone_fisher *fisher);
 /// for those that go, and what makes up for them for the others.
 ///
 /// `mask` (`len` bytes) is 0 where a weight is pruned already, and afterwards where it is pruned;
-/// NULL means that none is, and that the zeros say it all. `layers` are the `layer_count` tensors to
-/// prune, increasing and disjoint; none means one of a single row. `loss`, which may be NULL, takes
-/// ½ δᵀFδ: the rise of the loss that the gradients predict.
+/// NULL means that none is, and that the zeros say it all. `layers` are the `layer_count` tensors
+/// to prune, increasing and disjoint; none means one of a single row. `loss`, which may be NULL,
+/// takes ½ δᵀFδ: the rise of the loss that the gradients predict.
 ///
 /// Errors: CONFLICT when gradients are missing; NUMERICS when λ is too small; nothing has changed
 /// then.
@@ -902,7 +905,9 @@ hone_error *hone_optimizer_new(size_t dimension,
                                const hone_optimizer_options *options,
                                hone_optimizer **out);
 
-/// One step of `weights` (`len` numbers, the dimension) along `gradient` (as many), in place.
+/// One step of `weights` (`len` numbers, the dimension) along `gradient` (as many), in place. On
+/// one thread it allocates nothing once the window is full; further threads are started and joined
+/// by each step, which is worth it from some 10,000 weights on.
 ///
 /// Errors: NUMERICS for a gradient that is not finite; nothing has changed then.
 HONE_API

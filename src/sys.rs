@@ -88,8 +88,8 @@ pub fn peak_memory_bytes() -> u64 {
     usage.ru_maxrss as u64 * 1024
 }
 
-/// Signals meant for the process go to threads of the host: while this lives, the calling thread and
-/// those it starts receive none but those of faults of their own.
+/// Signals meant for the process go to threads of the host: while this lives, the calling thread
+/// and those it starts receive none but those of faults of their own.
 #[derive(Debug)]
 pub struct SignalsBlocked {
     before: libc::sigset_t,

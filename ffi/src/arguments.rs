@@ -22,10 +22,7 @@ pub(crate) fn give<T>(out: &mut MaybeUninit<*mut T>, handle: T) {
 /// # Safety
 ///
 /// If not null, `pointer` must point to a string that ends in NUL and lives as long as the result.
-pub(crate) unsafe fn text<'a>(
-    pointer: *const c_char,
-    what: &str,
-) -> Result<&'a str, hone_error> {
+pub(crate) unsafe fn text<'a>(pointer: *const c_char, what: &str) -> Result<&'a str, hone_error> {
     // SAFETY: as the caller vouches.
     let text = unsafe { optional_text(pointer, what) }?;
     given(text, what)

@@ -8,9 +8,7 @@ use hone_core::engine::SignalsBlocked;
 use hone_core::mfac::{BlockFixed, Fixed, GradientStore, Gradients};
 use hone_core::prune::Damping;
 
-use crate::arguments::{
-    check_apart, check_len, give, given, slice, slice_mut, threads_or_all,
-};
+use crate::arguments::{check_apart, check_len, give, given, slice, slice_mut, threads_or_all};
 use crate::error::{guard, hone_error};
 use crate::gradients::hone_gradients;
 use crate::options::{self, Extensible};

@@ -134,7 +134,8 @@ impl hone_gradients {
     pub(crate) fn complete(&self) -> Result<Arc<GradientStore>, hone_error> {
         let state = self.lock();
         if state.filled < state.store.count() {
-            let message = format!("{} of {} gradients are there", state.filled, state.store.count());
+            let message =
+                format!("{} of {} gradients are there", state.filled, state.store.count());
             return Err(hone_error::new(hone_code::Conflict, message));
         }
         Ok(state.store.clone())

@@ -178,6 +178,7 @@ pub unsafe extern "C" fn hone_job_progress(
 ) -> Option<Box<hone_error>> {
     guard(|| {
         let job = given(job, "job")?;
+        job.home.engine.check_process()?;
         let snapshot = job.job.snapshot();
         let name = phase_name(&snapshot);
         let phase = {

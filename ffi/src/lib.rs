@@ -8,32 +8,32 @@
 
 mod arguments;
 mod callback;
-mod error;
+pub mod error;
 mod options;
-mod version;
+pub mod version;
 
-mod log_sink;
+pub mod log_sink;
 
-mod tensor;
+pub mod tensor;
 
-mod report;
+pub mod report;
 
-mod engine;
+pub mod engine;
 
-mod model;
+pub mod model;
 
-mod samples;
+pub mod samples;
 
-mod job;
+pub mod job;
 
-mod prune;
+pub mod prune;
 
-mod evaluate;
+pub mod evaluate;
 
-mod gradients;
+pub mod gradients;
 
-mod fisher;
+pub mod fisher;
 
-mod weights;
+pub mod weights;
 
-mod optimizer;
+pub mod optimizer;

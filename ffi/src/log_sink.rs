@@ -31,8 +31,8 @@ pub enum hone_log_level {
 #[derive(Clone, Copy)]
 pub struct hone_log_sink {
     /// Called for each line, on any thread and from several at once; NULL for none. `target` names
-    /// the part of the library, `message` is one line of UTF-8; both are valid during the call only.
-    /// Must not call into hone.
+    /// the part of the library, `message` is one line of UTF-8; both are valid during the call
+    /// only. Must not call into hone.
     pub call: Option<
         unsafe extern "C" fn(
             context: *mut c_void,
@@ -106,7 +106,9 @@ pub unsafe extern "C" fn hone_log_set(
             let call = s.call?;
             Some(Arc::new(Sink { call, context: Context::new(s.context, s.drop) }))
         });
-        if new.is_none() && let Some(unused) = sink {
+        if new.is_none()
+            && let Some(unused) = sink
+        {
             // Taken and let go of at once: the context is the caller's no more.
             drop(Context::new(unused.context, unused.drop));
         }

@@ -72,8 +72,8 @@ pub struct hone_optimizer_options {
     pub epsilon: f64,
     /// λ of M-FAC, in units of a squared gradient; 0 means 1e-5, as published.
     pub damping: f64,
-    /// λ as a fraction of the window's mean Fisher diagonal, which it then follows; the direction is
-    /// λF⁻¹g, so that η means what it means for SGD. 0 means the fixed λ above.
+    /// λ as a fraction of the window's mean Fisher diagonal, which it then follows; the direction
+    /// is λF⁻¹g, so that η means what it means for SGD. 0 means the fixed λ above.
     pub damping_relative: f64,
     /// The weight decay; 0 means none.
     pub weight_decay: f64,
@@ -128,8 +128,14 @@ enum PlannedMethod {
         folder: Option<PathBuf>,
         momentum: f64,
     },
-    Sgd { momentum: f64 },
-    Adam { first: f64, second: f64, epsilon: f64 },
+    Sgd {
+        momentum: f64,
+    },
+    Adam {
+        first: f64,
+        second: f64,
+        epsilon: f64,
+    },
 }
 
 impl Plan {
@@ -231,7 +237,9 @@ unsafe fn plan(o: &hone_optimizer_options, dimension: usize) -> Result<Plan, hon
     Ok(Plan { settings, method, mask, threads: threads_or_all(o.threads) })
 }
 
-/// One step of `weights` (`len` numbers, the dimension) along `gradient` (as many), in place.
+/// One step of `weights` (`len` numbers, the dimension) along `gradient` (as many), in place. On
+/// one thread it allocates nothing once the window is full; further threads are started and joined
+/// by each step, which is worth it from some 10,000 weights on.
 ///
 /// Errors: NUMERICS for a gradient that is not finite; nothing has changed then.
 #[unsafe(no_mangle)]
@@ -286,9 +294,8 @@ pub unsafe extern "C" fn hone_optimizer_save(
         // SAFETY: the header asks for a string or NULL.
         let path = unsafe { self::path(path, "path") }?;
         let mut file = Writer(AtomicFile::create(&path)?);
-        let failed = |e: io::Error| {
-            hone_error::new(hone_code::Io, format!("{}: {e}", path.display()))
-        };
+        let failed =
+            |e: io::Error| hone_error::new(hone_code::Io, format!("{}: {e}", path.display()));
         optimizer.lock()?.save(&mut file).map_err(failed)?;
         Ok(file.0.commit()?)
     })

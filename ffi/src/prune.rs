@@ -93,8 +93,8 @@ pub struct hone_prune_options {
     pub damping: f64,
     /// λ itself, in units of a squared gradient; 0 means the fraction above.
     pub damping_absolute: f64,
-    /// Which weights go together: "N:M" such as "2:4" (at most N of M consecutive inputs stay); NULL
-    /// means "unstructured".
+    /// Which weights go together: "N:M" such as "2:4" (at most N of M consecutive inputs stay);
+    /// NULL means "unstructured".
     pub pattern: *const c_char,
     /// Where the pruned model is written as soon as it is made; NULL means nowhere: see
     /// `hone_job_model`.
@@ -168,12 +168,17 @@ pub unsafe extern "C" fn hone_prune(
         // SAFETY: the header says what the pointers in the struct are.
         let options = unsafe { plan(&o, &model.home) }?;
         let graph = model.graph()?;
-        let (source, files) = (model.model.clone(), Files {
-            model: model.model.name().into(),
-            calibration: Some("calibration samples".into()),
-            evaluation: evaluation.as_ref().map(|_| "evaluation samples".into()),
-            output: output.as_ref().map_or_else(|| "memory".into(), |p| p.display().to_string()),
-        });
+        let (source, files) = (
+            model.model.clone(),
+            Files {
+                model: model.model.name().into(),
+                calibration: Some("calibration samples".into()),
+                evaluation: evaluation.as_ref().map(|_| "evaluation samples".into()),
+                output: output
+                    .as_ref()
+                    .map_or_else(|| "memory".into(), |p| p.display().to_string()),
+            },
+        );
         submit(&model.home, o.observer, out, move |progress, cancel| {
             let run = Run {
                 calibration: &calibration,

@@ -146,7 +146,8 @@ unsafe fn gather(
     loop {
         let element = index.iter().zip(strides).map(|(&i, &s)| (i as i64).wrapping_mul(s));
         let offset = element.fold(0i64, i64::wrapping_add) as isize;
-        // SAFETY: the caller vouches for this element, so the offset is that of an object in memory.
+        // SAFETY: the caller vouches for this element, so the offset is that of an object in
+        // memory.
         let from = unsafe { base.offset(offset.wrapping_mul(size as isize)) };
         // SAFETY: as above, for `size` bytes.
         out.extend_from_slice(unsafe { std::slice::from_raw_parts(from, size) });

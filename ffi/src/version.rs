@@ -24,7 +24,7 @@ pub extern "C" fn hone_build_info() -> *const c_char {
         env!("CARGO_PKG_VERSION"),
         "\",\"target\":\"",
         env!("HONE_TARGET"),
-        "\",\"onnxruntime\":\"1.22\",\"device\":[\"cpu\"],\"samples\":[\"npy\",\"npz\",\"images\"]}\0"
+        "\",\"onnxruntime\":\"1.22\",\"samples\":[\"npy\",\"npz\",\"images\"]}\0"
     )
     .as_ptr()
     .cast()

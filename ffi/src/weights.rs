@@ -67,9 +67,9 @@ unsafe impl Extensible for hone_weights_options {}
 /// for those that go, and what makes up for them for the others.
 ///
 /// `mask` (`len` bytes) is 0 where a weight is pruned already, and afterwards where it is pruned;
-/// NULL means that none is, and that the zeros say it all. `layers` are the `layer_count` tensors to
-/// prune, increasing and disjoint; none means one of a single row. `loss`, which may be NULL, takes
-/// ½ δᵀFδ: the rise of the loss that the gradients predict.
+/// NULL means that none is, and that the zeros say it all. `layers` are the `layer_count` tensors
+/// to prune, increasing and disjoint; none means one of a single row. `loss`, which may be NULL,
+/// takes ½ δᵀFδ: the rise of the loss that the gradients predict.
 ///
 /// Errors: CONFLICT when gradients are missing; NUMERICS when λ is too small; nothing has changed
 /// then.
@@ -91,7 +91,8 @@ pub unsafe extern "C" fn hone_weights_prune(
         // SAFETY: the header asks for `len` numbers.
         let weights = unsafe { slice_mut(weights, len, "weights") }?;
         // SAFETY: the header asks for `len` bytes or NULL; they do not overlap the weights.
-        let mask = if mask.is_null() { None } else { Some(unsafe { slice_mut(mask, len, "mask") }?) };
+        let mask =
+            if mask.is_null() { None } else { Some(unsafe { slice_mut(mask, len, "mask") }?) };
         // SAFETY: the header asks for `layer_count` layers.
         let layers = unsafe { slice(layers, layer_count, "layers") }?;
         // SAFETY: the header asks for a struct of its size or NULL.

@@ -487,14 +487,16 @@ mod tests {
             Value::fixed("a", ElementType::F32, &[1, 1, 2]),
             Value::fixed("b", ElementType::I64, &[1]),
         ];
-        let a = || ("a".to_string(), Tensor::new([3, 2], Data::U8(vec![0, 1, 2, 3, 4, 5])).unwrap());
+        let a =
+            || ("a".to_string(), Tensor::new([3, 2], Data::U8(vec![0, 1, 2, 3, 4, 5])).unwrap());
         let b = || ("b".to_string(), Tensor::new([3], Data::I32(vec![7, 8, 9])).unwrap());
         let plain = ReadOptions { scale: Some(vec![2.0]), ..ReadOptions::default() };
         let fit = |arrays| Samples::fit(arrays, None, &inputs, &plain);
         let samples = fit(vec![b(), a()]).unwrap();
-        assert_eq!(samples.inputs()[0], ("a".into(), {
-            Tensor::f32([3, 1, 2], vec![0., 2., 4., 6., 8., 10.])
-        }));
+        assert_eq!(
+            samples.inputs()[0],
+            ("a".into(), { Tensor::f32([3, 1, 2], vec![0., 2., 4., 6., 8., 10.]) })
+        );
         assert_eq!(samples.inputs()[1].1.data(), &Data::I64(vec![7, 8, 9]));
         for (arrays, word) in
             [(vec![a()], "missing"), (vec![a(), a(), b()], "twice"), (vec![b()], "missing")]

@@ -106,15 +106,18 @@ pub(super) fn calling_of_engine() -> Option<u64> {
 /// An error in a process other than `process`.
 pub(super) fn check_process(process: u32) -> Result<()> {
     if std::process::id() != process {
-        bail!(Unavailable, "this is a forked child: the engine and its jobs stayed with the parent");
+        bail!(
+            Unavailable,
+            "this is a forked child: the engine and its jobs stayed with the parent"
+        );
     }
     Ok(())
 }
 
 impl Job {
     pub(super) fn new(engine: u64, process: u32, id: u64) -> Result<Job> {
-        let readable = sys::event()
-            .map_err(|e| error!(Io, "no descriptor for a job: {e}").with_source(e))?;
+        let readable =
+            sys::event().map_err(|e| error!(Io, "no descriptor for a job: {e}").with_source(e))?;
         let phase = Arc::from("");
         let elapsed = Duration::ZERO;
         let snapshot = Snapshot { state: State::Queued, phase, done: 0, total: 0, elapsed };
@@ -154,7 +157,10 @@ impl Job {
     pub fn wait(&self, patience: Option<Duration>) -> Result<State> {
         check_process(self.0.process)?;
         if patience != Some(Duration::ZERO) && CALLING.get() == Some((self.0.engine, self.0.id)) {
-            bail!(Conflict, "an observer cannot wait for its own job, which waits for the observer");
+            bail!(
+                Conflict,
+                "an observer cannot wait for its own job, which waits for the observer"
+            );
         }
         // A wait too long to be added up is one without end.
         let end = patience.and_then(|p| Instant::now().checked_add(p));
@@ -175,7 +181,10 @@ impl Job {
 
     /// What it left behind, or why nothing; an error of kind `Conflict` while it has not ended.
     pub fn result(&self) -> Result<&Result<Outcome, Failure>> {
-        self.0.result.get().ok_or_else(|| error!(Conflict, "the job has not ended yet; wait for it"))
+        self.0
+            .result
+            .get()
+            .ok_or_else(|| error!(Conflict, "the job has not ended yet; wait for it"))
     }
 
     pub(super) fn watch(&self, observer: Option<Box<dyn Observer>>) {

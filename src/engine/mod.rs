@@ -16,8 +16,8 @@ use crate::cancel::Cancel;
 use crate::error::{Result, bail, error};
 use crate::onnx::Model;
 use crate::prune::Progress;
-use job::Work;
 pub use crate::sys::SignalsBlocked;
+use job::Work;
 pub use job::{Failure, Job, Observer, Snapshot, State};
 
 /// What a job leaves behind.
@@ -96,7 +96,10 @@ impl Engine {
             bail!(Unavailable, "the engine is closed");
         }
         if state.queue.len() >= LONGEST_QUEUE {
-            bail!(Unavailable, "{LONGEST_QUEUE} jobs are waiting already; wait for some of them first");
+            bail!(
+                Unavailable,
+                "{LONGEST_QUEUE} jobs are waiting already; wait for some of them first"
+            );
         }
         if state.idle <= state.queue.len() && state.threads.len() < self.0.threads {
             let _blocked = SignalsBlocked::new();
@@ -111,8 +114,12 @@ impl Engine {
         Ok((state, job))
     }
 
-    /// Asks `job` to stop. One that waits in line ends at once, on this thread.
+    /// Asks `job` to stop. One that waits in line ends at once, on this thread. In a forked child
+    /// it does nothing.
     pub fn cancel(&self, job: &Job) {
+        if self.check_process().is_err() {
+            return;
+        }
         job.raise_cancel();
         let queued = {
             let mut state = self.0.lock();

@@ -78,7 +78,10 @@ fn errors_and_panics_end_the_job_only() {
     assert_eq!(bug.wait(SOON).unwrap(), State::Failed);
     assert_eq!(fine.wait(SOON).unwrap(), State::Completed);
     let failure = |job: &Job| job.result().unwrap().as_ref().unwrap_err().clone();
-    assert_eq!((failure(&wrong).kind, failure(&wrong).message.as_str()), (ErrorKind::Data, "row 3"));
+    assert_eq!(
+        (failure(&wrong).kind, failure(&wrong).message.as_str()),
+        (ErrorKind::Data, "row 3")
+    );
     assert_eq!(failure(&bug).kind, ErrorKind::Internal);
     assert!(failure(&bug).message.contains("index 7"));
     engine.close();

@@ -169,8 +169,8 @@ impl Optimizer {
         learning_rate * schedule.factor(self.steps - warmup_steps)
     }
 
-    /// Replaces the peak of η, from which the schedule goes on. Error `Usage`: it is negative or not
-    /// finite; the old one then stays.
+    /// Replaces the peak of η, from which the schedule goes on. Error `Usage`: it is negative or
+    /// not finite; the old one then stays.
     pub fn set_learning_rate(&mut self, peak: f64) -> Result<()> {
         let settings = Settings { learning_rate: peak, ..self.settings };
         check(&self.method, &settings)?;

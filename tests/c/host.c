@@ -95,6 +95,9 @@ static void signals_and_forks(const char *model_path, const char *samples_path) 
         hone_job *another = NULL;
         FAILS(UNAVAILABLE, "forked", hone_prune(model, samples, &how, &another));
         FAILS(UNAVAILABLE, "forked", hone_job_wait(job, -1, NULL));
+        FAILS(UNAVAILABLE, "forked", hone_job_progress(job, &now));
+        hone_job_cancel(job);
+        hone_job_free(job);
         hone_engine_free(engine);
         _exit(0);
     }
