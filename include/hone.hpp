@@ -50,6 +50,12 @@ template <class Options> Options options() noexcept {
     return made;
 }
 
+/** Says that a handle of C, given beside it, is to be owned: `hone::Model(hone::adopt, raw)`. */
+struct Adopt {};
+
+/** See hone::Adopt. */
+inline constexpr Adopt adopt{};
+
 namespace detail {
 
 template <auto Free> struct Deleter {
@@ -69,7 +75,7 @@ inline void check(hone_error *raw) {
 /** A handle of C with its owner. */
 template <class T, auto Free> class Handle {
 public:
-    explicit Handle(T *owned) noexcept : owned_(owned) {}
+    Handle(Adopt, T *owned) noexcept : owned_(owned) {}
 
     /** The handle of C, borrowed. */
     T *c_handle() const noexcept { return owned_.get(); }
@@ -109,7 +115,7 @@ public:
 
     /** See hone_engine_open. */
     explicit Engine(const hone_engine_options &how, const char *target = nullptr)
-        : Handle(open(target, how)) {}
+        : Handle(adopt, open(target, how)) {}
 
 private:
     static hone_engine *open(const char *target, const hone_engine_options &how) {
@@ -128,7 +134,7 @@ public:
     static Model load(const Engine &engine, const std::string &path) {
         hone_model *made = nullptr;
         detail::check(hone_model_load(engine.c_handle(), path.c_str(), &made));
-        return Model(made);
+        return Model(adopt, made);
     }
 
     /** Decodes a model; `folder`, unless empty, is where external data is looked for. */
@@ -137,7 +143,7 @@ public:
         hone_model *made = nullptr;
         const char *where = folder.empty() ? nullptr : folder.c_str();
         detail::check(hone_model_from_bytes(engine.c_handle(), data, len, where, &made));
-        return Model(made);
+        return Model(adopt, made);
     }
 
     /** Writes the model; the file appears whole or not at all. */
@@ -156,7 +162,7 @@ public:
     Report inspect() const {
         hone_report *made = nullptr;
         detail::check(hone_model_inspect(c_handle(), &made));
-        return Report(made);
+        return Report(adopt, made);
     }
 };
 
@@ -170,7 +176,7 @@ public:
                         const hone_samples_options &how = options<hone_samples_options>()) {
         hone_samples *made = nullptr;
         detail::check(hone_samples_load(model.c_handle(), path.c_str(), &how, &made));
-        return Samples(made);
+        return Samples(adopt, made);
     }
 
     /** Copies samples from arrays of the caller; `labels` may be null. */
@@ -180,7 +186,7 @@ public:
                  const hone_samples_options &how = options<hone_samples_options>()) {
         hone_samples *made = nullptr;
         detail::check(hone_samples_from_tensors(model.c_handle(), inputs, count, labels, &how, &made));
-        return Samples(made);
+        return Samples(adopt, made);
     }
 
     /** The number of samples. */
@@ -231,14 +237,14 @@ public:
     Report report() const {
         hone_report *made = nullptr;
         detail::check(hone_job_report(c_handle(), &made));
-        return Report(made);
+        return Report(adopt, made);
     }
 
     /** The model that the job made; throws unless the job is completed and makes one. */
     Model model() const {
         hone_model *made = nullptr;
         detail::check(hone_job_model(c_handle(), &made));
-        return Model(made);
+        return Model(adopt, made);
     }
 };
 
@@ -258,7 +264,7 @@ template <class Options, class Start> Job submit(Options how, Observer observer,
     hone_job *job = nullptr;
     check(start(how, &job));
     (void)kept.release(); // The library has it now.
-    return Job(job);
+    return Job(adopt, job);
 }
 
 } // namespace detail
@@ -293,7 +299,7 @@ public:
     /** Room for `count` gradients of `dimension` weights. */
     Gradients(std::size_t count, std::size_t dimension,
               const hone_gradients_options &how = options<hone_gradients_options>())
-        : Handle(make(count, dimension, how)) {}
+        : Handle(adopt, make(count, dimension, how)) {}
 
     /** Copies the next gradient. */
     void push(const float *gradient, std::size_t len) {
@@ -323,7 +329,7 @@ public:
     /** Prepares the inverse Fisher of gradients, all of which must be there. */
     explicit Fisher(const Gradients &gradients,
                     const hone_fisher_options &how = options<hone_fisher_options>())
-        : Handle(make(gradients, how)) {}
+        : Handle(adopt, make(gradients, how)) {}
 
     /** The number of weights. */
     std::size_t dimension() const noexcept { return hone_fisher_dimension(c_handle()); }
@@ -382,7 +388,7 @@ public:
     /** An optimizer of `dimension` weights. */
     explicit Optimizer(std::size_t dimension,
                        const hone_optimizer_options &how = options<hone_optimizer_options>())
-        : Handle(make(dimension, how)) {}
+        : Handle(adopt, make(dimension, how)) {}
 
     /** One step of the weights along the gradient, in place. */
     void step(float *weights, const float *gradient, std::size_t len) {

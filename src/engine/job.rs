@@ -283,8 +283,10 @@ impl Progress for Job {
     }
 
     fn advance(&self, done: u64) {
-        // Threads may report out of order.
-        self.change(|status| status.snapshot.done = status.snapshot.done.max(done));
+        // Threads may report out of order, and what is no news is not worth a call.
+        if done > self.status().snapshot.done {
+            self.change(|status| status.snapshot.done = status.snapshot.done.max(done));
+        }
     }
 }
 

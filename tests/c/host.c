@@ -63,6 +63,19 @@ static int others_block(int signal) {
     return others == blocking;
 }
 
+/* Each signal's handler, at the first call; afterwards a check that it is still there. */
+static void handlers_are_as_before(void) {
+    static void (*before[32])(int);
+    static int known;
+    for (int signal = 1; signal < 32; signal++) {
+        struct sigaction action;
+        CHECK(sigaction(signal, NULL, &action) == 0);
+        if (!known) before[signal] = action.sa_handler;
+        CHECK(action.sa_handler == before[signal]);
+    }
+    known = 1;
+}
+
 static void signals_and_forks(const char *model_path, const char *samples_path) {
     hone_engine *engine;
     hone_model *model;
@@ -84,9 +97,7 @@ static void signals_and_forks(const char *model_path, const char *samples_path) 
     for (int i = 0; i < 50; i++) {
         CHECK(others_block(SIGTERM) && others_block(SIGINT) && others_block(SIGCHLD));
     }
-    struct sigaction action;
-    CHECK(sigaction(SIGPIPE, NULL, &action) == 0 && action.sa_handler == SIG_DFL);
-    CHECK(sigaction(SIGSEGV, NULL, &action) == 0 && action.sa_handler == SIG_DFL);
+    handlers_are_as_before();
 
     pid_t child = fork();
     CHECK(child >= 0);
@@ -141,6 +152,7 @@ int main(int argc, char **argv) {
     /* Whatever is printed, by the library or by ONNX Runtime, shows in this file. */
     char path[4096];
     snprintf(path, sizeof path, "%s/printed-%s", argv[3], argv[0] == NULL ? "" : strrchr(argv[0], '/') + 1);
+    handlers_are_as_before();
     int out = dup(1), err = dup(2);
     CHECK(freopen(path, "w", stdout) != NULL && dup2(1, 2) == 2);
     runtime_of_host();
