@@ -10,6 +10,7 @@ pub mod error;
 pub mod evaluate;
 pub mod gradient;
 pub mod inspect;
+pub mod mam;
 pub mod mfac;
 pub mod onnx;
 pub mod prune;

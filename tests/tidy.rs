@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["calibration"],
     &["gradient", "evaluate", "mfac"],
     &["train"],
-    &["inspect", "prune"],
+    &["inspect", "mam", "prune"],
     &["engine"],
     &["bin"],
 ];
