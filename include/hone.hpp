@@ -291,6 +291,93 @@ inline Job evaluate(const Model &model, const Model *reference, const Samples &s
                           });
 }
 
+/** A marginalization model, ready to answer; rows are those of hone_scorer. */
+class Scorer : public detail::Handle<hone_scorer, hone_scorer_free> {
+public:
+    using Handle::Handle;
+
+    /** A scorer of a model in one file. */
+    explicit Scorer(const Model &model,
+                    const hone_scorer_options &how = options<hone_scorer_options>())
+        : Handle(adopt, make(model, nullptr, how)) {}
+
+    /** A scorer of a model whose halves are in two files. */
+    Scorer(const Model &model, const Model &other,
+           const hone_scorer_options &how = options<hone_scorer_options>())
+        : Handle(adopt, make(model, other.c_handle(), how)) {}
+
+    /** The number of sites of a row. */
+    std::size_t length() const noexcept { return hone_scorer_length(c_handle()); }
+
+    /** The number of values of the site that has most. */
+    std::size_t vocab() const noexcept { return hone_scorer_vocab(c_handle()); }
+
+    /** What the model is. */
+    Report inspect() const {
+        hone_report *made = nullptr;
+        detail::check(hone_scorer_inspect(c_handle(), &made));
+        return Report(adopt, made);
+    }
+
+    /** log p of the known sites of each row. */
+    std::vector<double>
+    score(const std::vector<std::int64_t> &rows,
+          const hone_score_options &how = options<hone_score_options>()) const {
+        std::vector<double> out(count(rows));
+        detail::check(hone_scorer_score(c_handle(), rows.data(), out.size(), &how, out.data()));
+        return out;
+    }
+
+    /** log p of the other known sites of each row given those where `given` is not 0. */
+    std::vector<double>
+    condition(const std::vector<std::int64_t> &rows, const std::vector<std::uint8_t> &given,
+              const hone_score_options &how = options<hone_score_options>()) const {
+        if (given.size() != rows.size()) {
+            throw Error(HONE_CODE_INVALID_ARGUMENT, "given and rows differ in length");
+        }
+        std::vector<double> out(count(rows));
+        detail::check(hone_scorer_condition(c_handle(), rows.data(), given.data(), out.size(), &how,
+                                            out.data()));
+        return out;
+    }
+
+    /** log p of each value of each site of each row, values running fastest. */
+    std::vector<double> distributions(const std::vector<std::int64_t> &rows,
+                                      hone_half half = HONE_HALF_AUTO) const {
+        const std::size_t n = count(rows);
+        std::vector<double> out(n * length() * vocab());
+        detail::check(hone_scorer_distributions(c_handle(), rows.data(), n,
+                                                static_cast<std::uint32_t>(half), out.data(),
+                                                out.size()));
+        return out;
+    }
+
+    /** Each row completed by a draw. */
+    std::vector<std::int64_t>
+    sample(const std::vector<std::int64_t> &rows,
+           const hone_sample_options &how = options<hone_sample_options>()) const {
+        std::vector<std::int64_t> out(rows.size());
+        detail::check(hone_scorer_sample(c_handle(), rows.data(), count(rows), &how, out.data(),
+                                         nullptr));
+        return out;
+    }
+
+private:
+    static hone_scorer *make(const Model &model, const hone_model *other,
+                             const hone_scorer_options &how) {
+        hone_scorer *made = nullptr;
+        detail::check(hone_scorer_new(model.c_handle(), other, &how, &made));
+        return made;
+    }
+
+    std::size_t count(const std::vector<std::int64_t> &rows) const {
+        if (rows.size() % length() != 0) {
+            throw Error(HONE_CODE_INVALID_ARGUMENT, "the values do not make whole rows");
+        }
+        return rows.size() / length();
+    }
+};
+
 /** m gradients of d weights. */
 class Gradients : public detail::Handle<hone_gradients, hone_gradients_free> {
 public:

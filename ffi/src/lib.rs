@@ -30,6 +30,8 @@ pub mod prune;
 
 pub mod evaluate;
 
+pub mod scorer;
+
 pub mod gradients;
 
 pub mod fisher;
