@@ -253,6 +253,17 @@ typedef enum {
     HONE_SCHEDULE_STAIRS = 3,
 } hone_schedule;
 
+/// By which half of a marginalization model a question is answered.
+typedef enum {
+    /// By θ where it sums to one by construction, else by φ.
+    HONE_HALF_AUTO = 0,
+    /// By θ: one pass. What θ says is a likelihood only as far as it sums to one, which training
+    /// brings about approximately; its differences between rows need no such caution.
+    HONE_HALF_THETA = 1,
+    /// By chains of φ, averaged over orders: a lower bound, in expectation.
+    HONE_HALF_PHI = 2,
+} hone_half;
+
 /// Where models run and jobs are done.
 typedef struct hone_engine hone_engine;
 
@@ -281,6 +292,13 @@ typedef struct hone_report hone_report;
 
 /// Samples that fit the inputs of a model, checked completely, and possibly their labels.
 typedef struct hone_samples hone_samples;
+
+/// A marginalization model, ready to answer. Immutable: any number of threads may ask at once.
+///
+/// Rows are int64 values, row after row, each of as many sites as `hone_scorer_length` says; −1 is
+/// missing. An answer does not depend on the rows beside it. A row that has none, because a value is
+/// not one of its site, say, gets NaN; asked alone, it is the error of the call.
+typedef struct hone_scorer hone_scorer;
 
 /// Receives log lines.
 typedef struct {
@@ -471,6 +489,48 @@ typedef struct {
     /// Who hears of the progress.
     hone_observer observer;
 } hone_evaluate_options;
+
+/// How to load a scorer. Zero means default.
+typedef struct {
+    /// sizeof(hone_scorer_options)
+    size_t size;
+    /// Threads that one question uses; 0 means the engine's number. Answers do not depend on it.
+    uint32_t threads;
+    /// Most rows in one run of a net; 0 means 64.
+    uint32_t batch;
+} hone_scorer_options;
+
+/// How to score. Zero means default.
+typedef struct {
+    /// sizeof(hone_score_options)
+    size_t size;
+    /// Seeds the orders of φ's chains.
+    uint64_t seed;
+    /// A `hone_half`.
+    uint32_t half;
+    /// Orders of φ's chains; 0 means 1. A model that was trained in one order has that one.
+    uint32_t orders;
+} hone_score_options;
+
+/// How to draw. Zero means default.
+typedef struct {
+    /// sizeof(hone_sample_options)
+    size_t size;
+    /// Of the random numbers.
+    uint64_t seed;
+    /// The number of the first draw, so that a run in parts equals a run in one.
+    uint64_t first_draw;
+    /// Logits are divided by it; 0 means 1.
+    double temperature;
+    /// Draw from the likeliest so many values of a site only; 0 means all.
+    uint32_t top_k;
+    /// Sweeps that redraw what was missing, in blocks, afterwards; 0 means none.
+    uint32_t sweeps;
+    /// Sites in a block; 0 means 1.
+    uint32_t block;
+    /// Must be 0.
+    uint32_t reserved;
+} hone_sample_options;
 
 /// How to keep gradients. Zero means default.
 typedef struct {
@@ -801,6 +861,83 @@ hone_error *hone_evaluate(const hone_model *model,
                           const hone_samples *samples,
                           const hone_evaluate_options *options,
                           hone_job **out);
+
+/// Makes a scorer of `model`, and of `other` if the halves are in two files (NULL if not). The
+/// models must keep the contract of marginalization models (docs/mam-contract.md).
+HONE_API
+HONE_MUST_USE
+hone_error *hone_scorer_new(const hone_model *model,
+                            const hone_model *other,
+                            const hone_scorer_options *options,
+                            hone_scorer **out);
+
+/// The number of sites of a row; 0 for NULL.
+HONE_API size_t hone_scorer_length(const hone_scorer *scorer);
+
+/// The number of values of the site that has most; 0 for NULL.
+HONE_API size_t hone_scorer_vocab(const hone_scorer *scorer);
+
+/// What the model is: halves, sites and values, log Z, and what is odd about it. Schema
+/// "hone.scorer/1".
+HONE_API
+HONE_MUST_USE
+hone_error *hone_scorer_inspect(const hone_scorer *scorer,
+                                hone_report **out);
+
+/// log p of the known sites of each of `count` rows to `out` (`count` numbers), in nats.
+///
+/// Errors: INVALID_ARGUMENT for a half that the model lacks; UNAVAILABLE in a forked child.
+HONE_API
+HONE_MUST_USE
+hone_error *hone_scorer_score(const hone_scorer *scorer,
+                              const int64_t *rows,
+                              size_t count,
+                              const hone_score_options *options,
+                              double *out);
+
+/// log p of the other known sites of each row given those at which `given` (a byte for each cell of
+/// the rows) is not 0, to `out` (`count` numbers), in nats. Errors as `hone_scorer_score`.
+HONE_API
+HONE_MUST_USE
+hone_error *hone_scorer_condition(const hone_scorer *scorer,
+                                  const int64_t *rows,
+                                  const uint8_t *given,
+                                  size_t count,
+                                  const hone_score_options *options,
+                                  double *out);
+
+/// The distribution of every site of each row given its known ones, to `out`: log p of
+/// `count`·length·vocab numbers, values running fastest. A known site has 0 at its value and −∞
+/// elsewhere, and so have values that a site lacks.
+///
+/// Each distribution is of its site alone: their product is not the joint one of several. `half` is
+/// a `hone_half`; by default φ where the model has it.
+HONE_API
+HONE_MUST_USE
+hone_error *hone_scorer_distributions(const hone_scorer *scorer,
+                                      const int64_t *rows,
+                                      size_t count,
+                                      uint32_t half,
+                                      double *out,
+                                      size_t len);
+
+/// Completes each of `count` rows by a draw from φ: the rows with a value at every site to `out`
+/// (as many numbers as `rows` has), and log of the probability of each draw along its order to
+/// `log_q` (`count` numbers, or NULL; it means nothing after sweeps). `options` may be NULL.
+///
+/// A row that cannot be completed is all −1, and its `log_q` NaN. The same seed gives the same
+/// draws for any number of threads.
+HONE_API
+HONE_MUST_USE
+hone_error *hone_scorer_sample(const hone_scorer *scorer,
+                               const int64_t *rows,
+                               size_t count,
+                               const hone_sample_options *options,
+                               int64_t *out,
+                               double *log_q);
+
+/// Frees a scorer. NULL is fine.
+HONE_API void hone_scorer_free(hone_scorer *scorer);
 
 /// Makes room for `count` gradients of `dimension` weights: `count`·`dimension`·4 bytes, or 2.
 /// `options` may be NULL.

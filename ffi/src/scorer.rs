@@ -6,9 +6,7 @@ use std::sync::Arc;
 use hone_core::cancel::Cancel;
 use hone_core::engine::SignalsBlocked;
 use hone_core::mam::contract::Trained;
-use hone_core::mam::{
-    LoadOptions, Mam, Method, Orders, Rows, SampleOptions, ScoreOptions, Source,
-};
+use hone_core::mam::{LoadOptions, Mam, Method, Orders, Rows, SampleOptions, ScoreOptions, Source};
 use hone_core::onnx::Model;
 use serde_json::json;
 

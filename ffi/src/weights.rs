@@ -90,9 +90,11 @@ pub unsafe extern "C" fn hone_weights_prune(
         check_apart(weights, len, mask, len, "`weights` and `mask`")?;
         // SAFETY: the header asks for `len` numbers.
         let weights = unsafe { slice_mut(weights, len, "weights") }?;
-        // SAFETY: the header asks for `len` bytes or NULL; they do not overlap the weights.
-        let mask =
-            if mask.is_null() { None } else { Some(unsafe { slice_mut(mask, len, "mask") }?) };
+        let mask = match mask.is_null() {
+            true => None,
+            // SAFETY: the header asks for `len` bytes; they do not overlap the weights.
+            false => Some(unsafe { slice_mut(mask, len, "mask") }?),
+        };
         // SAFETY: the header asks for `layer_count` layers.
         let layers = unsafe { slice(layers, layer_count, "layers") }?;
         // SAFETY: the header asks for a struct of its size or NULL.

@@ -13,7 +13,7 @@ fn outcome(report: &str) -> Result<Outcome> {
 }
 
 /// Sends each event's state and progress, and `None` when dropped.
-struct Witness(Sender<Option<(State, u64)>>);
+struct Witness(Sender<Seen>);
 
 impl Observer for Witness {
     fn event(&mut self, s: &Snapshot) {
@@ -27,7 +27,10 @@ impl Drop for Witness {
     }
 }
 
-fn witness() -> (Option<Box<dyn Observer>>, Receiver<Option<(State, u64)>>) {
+/// What a witness sends.
+type Seen = Option<(State, u64)>;
+
+fn witness() -> (Option<Box<dyn Observer>>, Receiver<Seen>) {
     let (sender, receiver) = channel();
     (Some(Box::new(Witness(sender))), receiver)
 }

@@ -24,7 +24,8 @@ pub struct Sliding {
     gram: Vec<f64>,
     damping: f64,
     factor: AgedFactor,
-    scratch: Scratch,
+    /// Apart, as it is large and absent where nothing was computed yet.
+    scratch: Option<Box<Scratch>>,
 }
 
 /// What a step computes in; once the window has been full, a step on one thread allocates nothing.
@@ -67,8 +68,8 @@ impl Sliding {
             Error::new(ErrorKind::Memory, message).with_source(e)
         })?;
         gram.resize(numbers, 0.0);
-        let (ages, factor, scratch) = Default::default();
-        Ok(Sliding { store, ages, gram, damping, factor, scratch })
+        let (ages, factor) = Default::default();
+        Ok(Sliding { store, ages, gram, damping, factor, scratch: None })
     }
 
     /// m, the most gradients in the window.
@@ -113,16 +114,16 @@ impl Sliding {
     /// [`Sliding::push`], then F⁻¹g of that gradient (as stored) to `out`: two passes over G.
     pub fn step(&mut self, gradient: &[f32], out: &mut [f32], threads: usize) -> Result<()> {
         self.enter(gradient, threads)?;
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut scratch = self.scratch.take().unwrap_or_default();
         self.finish(&mut scratch, out, threads);
-        self.scratch = scratch;
+        self.scratch = Some(scratch);
         Ok(())
     }
 
     /// Removes the gradient of age `index`, 0 being the oldest. Panics when there is none.
     pub fn remove(&mut self, index: usize) {
         self.ages.remove(index);
-        self.factor.remove(index, &mut self.scratch.rotations);
+        self.factor.remove(index, &mut self.scratch.get_or_insert_default().rotations);
     }
 
     /// Replaces the gradient of age `index` (0 the oldest) by a newest one.
@@ -264,7 +265,8 @@ impl Sliding {
     /// Makes the gradient that is stored in `row` the newest; leaves it and Gg in the scratch.
     fn join(&mut self, row: usize, threads: usize) {
         let (m, d) = (self.capacity(), self.store.dimension());
-        let Scratch { x, row: stored, products, aged, passes, .. } = &mut self.scratch;
+        let Scratch { x, row: stored, products, aged, passes, .. } =
+            &mut **self.scratch.get_or_insert_default();
         stored.resize(d, 0.0);
         x.clear();
         x.extend(self.store.all().row(row, 0..d, stored).iter().map(|&x| f64::from(x)));

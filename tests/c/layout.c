@@ -92,6 +92,27 @@ AT(hone_evaluate_options, threads, 16);
 AT(hone_evaluate_options, reserved, 20);
 AT(hone_evaluate_options, observer, 24);
 
+SIZE(hone_scorer_options, 16);
+AT(hone_scorer_options, size, 0);
+AT(hone_scorer_options, threads, 8);
+AT(hone_scorer_options, batch, 12);
+
+SIZE(hone_score_options, 24);
+AT(hone_score_options, size, 0);
+AT(hone_score_options, seed, 8);
+AT(hone_score_options, half, 16);
+AT(hone_score_options, orders, 20);
+
+SIZE(hone_sample_options, 48);
+AT(hone_sample_options, size, 0);
+AT(hone_sample_options, seed, 8);
+AT(hone_sample_options, first_draw, 16);
+AT(hone_sample_options, temperature, 24);
+AT(hone_sample_options, top_k, 32);
+AT(hone_sample_options, sweeps, 36);
+AT(hone_sample_options, block, 40);
+AT(hone_sample_options, reserved, 44);
+
 SIZE(hone_gradients_options, 24);
 AT(hone_gradients_options, size, 0);
 AT(hone_gradients_options, folder, 8);
@@ -215,3 +236,6 @@ _Static_assert(HONE_SCHEDULE_CONSTANT == 0, "HONE_SCHEDULE_CONSTANT");
 _Static_assert(HONE_SCHEDULE_LINEAR == 1, "HONE_SCHEDULE_LINEAR");
 _Static_assert(HONE_SCHEDULE_COSINE == 2, "HONE_SCHEDULE_COSINE");
 _Static_assert(HONE_SCHEDULE_STAIRS == 3, "HONE_SCHEDULE_STAIRS");
+_Static_assert(HONE_HALF_AUTO == 0, "HONE_HALF_AUTO");
+_Static_assert(HONE_HALF_THETA == 1, "HONE_HALF_THETA");
+_Static_assert(HONE_HALF_PHI == 2, "HONE_HALF_PHI");
