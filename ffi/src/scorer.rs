@@ -90,8 +90,8 @@ unsafe impl Extensible for hone_sample_options {}
 /// A marginalization model, ready to answer. Immutable: any number of threads may ask at once.
 ///
 /// Rows are int64 values, row after row, each of as many sites as `hone_scorer_length` says; −1 is
-/// missing. An answer does not depend on the rows beside it. A row that has none, because a value is
-/// not one of its site, say, gets NaN; asked alone, it is the error of the call.
+/// missing. An answer does not depend on the rows beside it. A row that has none, because a value
+/// is not one of its site, say, gets NaN; asked alone, it is the error of the call.
 pub struct hone_scorer {
     home: Arc<Home>,
     mam: Mam,

@@ -1,5 +1,5 @@
 """Writes table.onnx: a marginalization model whose halves are lookup tables of the exact
-probabilities p(x) = (1 + x0 + 2·x1·x2 + 3·x0·x2) / 20 of three bits, so that every answer is known.
+probabilities p(x) = (1 + x0 + 2·x1·x2 + 3·x0·x2) / 22 of three bits, so that every answer is known.
 
     PYTHONPATH=third_party/python python3 tests/data/mam/table.py
 """
