@@ -296,8 +296,8 @@ typedef struct hone_samples hone_samples;
 /// A marginalization model, ready to answer. Immutable: any number of threads may ask at once.
 ///
 /// Rows are int64 values, row after row, each of as many sites as `hone_scorer_length` says; −1 is
-/// missing. An answer does not depend on the rows beside it. A row that has none, because a value is
-/// not one of its site, say, gets NaN; asked alone, it is the error of the call.
+/// missing. An answer does not depend on the rows beside it. A row that has none, because a value
+/// is not one of its site, say, gets NaN; asked alone, it is the error of the call.
 typedef struct hone_scorer hone_scorer;
 
 /// Receives log lines.
