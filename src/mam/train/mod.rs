@@ -280,7 +280,7 @@ impl Task<'_> {
             }
             count += 1;
             let done = trainer.steps();
-            if done % self.options.report_every == 0 || done == stage.steps {
+            if done.is_multiple_of(self.options.report_every) || done == stage.steps {
                 let held_out = look(&trainer.result())?;
                 report(&TrainReport {
                     stage: stage.number,
