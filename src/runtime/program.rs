@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ort::value::DynValue;
 
+use super::library;
 use super::session::owned;
 use crate::error::Result;
 use crate::onnx::Graph;
@@ -35,6 +36,8 @@ impl Program {
     }
 
     fn split(graph: &Graph, min_outside_bytes: usize) -> Result<Program> {
+        // Values are made by ONNX Runtime.
+        library::load()?;
         let (file, names) = graph.to_bytes_without(min_outside_bytes)?;
         let value = |name: String| {
             let tensor = graph.initializers[&name].as_ref().clone();
