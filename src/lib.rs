@@ -15,5 +15,6 @@ pub mod random;
 pub mod runtime;
 mod sys;
 pub mod tensor;
+pub mod train;
 
 pub use error::{Error, ErrorKind, Result};

@@ -13,6 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["autodiff", "runtime"],
     &["calibration"],
     &["gradient", "evaluate", "mfac"],
+    &["train"],
     &["prune"],
     &["bin"],
 ];

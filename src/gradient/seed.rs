@@ -79,9 +79,9 @@ pub struct Seeding {
     places: Vec<Place>,
 }
 
-/// A seeded value.
+/// A seeded value: logits or outputs.
 #[derive(Clone, Debug)]
-struct Place {
+pub struct Place {
     value: String,
     shape: Vec<usize>,
     /// The class axis.
@@ -123,7 +123,7 @@ impl Seeding {
         let chosen =
             chosen.filter(|n| if outputs.is_empty() { is_float(n) } else { outputs.contains(n) });
         for name in chosen {
-            let place = before_softmax(name, fisher, graph, facts);
+            let place = Place::of(name, fisher, graph, facts);
             // Two outputs may be the same logits before and after a softmax.
             if !places.iter().any(|p: &Place| p.value == place.value) {
                 places.push(place);
@@ -281,12 +281,41 @@ impl Seeding {
 }
 
 impl Place {
-    fn classes(&self) -> usize {
+    /// What gradients of this kind seed for `output`: the logits that make its probabilities, or
+    /// the output itself.
+    pub fn of(output: &str, fisher: Fisher, graph: &Graph, facts: &Facts) -> Place {
+        before_softmax(output, fisher, graph, facts)
+    }
+
+    /// The name of the value.
+    pub fn value(&self) -> &str {
+        &self.value
+    }
+
+    /// Its shape, the batch included.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The axis along which classes lie.
+    pub fn axis(&self) -> usize {
+        self.axis
+    }
+
+    /// How many classes there are.
+    pub fn classes(&self) -> usize {
         self.shape.get(self.axis).copied().unwrap_or(1)
     }
 
-    fn positions(&self) -> usize {
+    /// How many predictions of a class there are, over the whole batch.
+    pub fn positions(&self) -> usize {
         self.shape.iter().product::<usize>() / self.classes().max(1)
+    }
+
+    /// The class labels of some rows as ones among zeros, in the shape of the value.
+    pub fn one_hot_rows(&self, rows: &[usize], labels: &Labels) -> Vec<f32> {
+        let draws: Vec<Draw> = rows.iter().map(|&row| Draw { row, number: 0 }).collect();
+        self.one_hot(&draws, Some(labels))
     }
 
     /// Elements of one sample's part, and the distance between two classes within it.

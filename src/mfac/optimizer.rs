@@ -1,6 +1,9 @@
 //! Optimizers over a flat weight vector: M-FAC preconditioned SGD, and Adam and SGD beside it.
 //!
 //! M-FAC: v ← βv + (1 − β)·F⁻¹g, w ← w − ηv, with F of the window the gradient g has just entered.
+//! With a damping relative to the gradients, λ = α·(mean diagonal of the window's Fisher), the
+//! direction is λF⁻¹g instead: what the window has not seen moves as with SGD, what it has seen
+//! moves less, and η means the same for both whatever the scale of the gradients.
 //! SGD: v ← βv + g, w ← w − ηv. Adam: the published form with bias correction. Weight decay is
 //! either coupled, added to g (before it enters the window, as in the published M-FAC), or
 //! decoupled, w ← (1 − η·decay)·w. Under a mask the weights that are left out stay exactly zero and
@@ -83,6 +86,10 @@ pub enum Method {
         window: Sliding,
         /// β in 0..1.
         momentum: f64,
+        /// α, if λ is to follow the gradients: it is measured anew after 1, 2, 4, ... gradients and
+        /// then whenever the window has been renewed, and the direction is λF⁻¹g. If `None`, λ
+        /// stays what the window was made with, and the direction is F⁻¹g, as published.
+        relative_damping: Option<f64>,
     },
     /// Adam.
     Adam {
@@ -143,6 +150,11 @@ impl Optimizer {
         Ok(Optimizer { method, settings, mask, steps: 0, momentum, square, gradient, direction })
     }
 
+    /// d, the number of weights.
+    pub fn dimension(&self) -> usize {
+        self.momentum.len()
+    }
+
     /// The steps taken.
     pub fn steps(&self) -> u64 {
         self.steps
@@ -165,8 +177,14 @@ impl Optimizer {
         self.see(weights, gradient)?;
         let rate = self.learning_rate();
         match &mut self.method {
-            Method::Mfac { window, momentum } => {
-                window.step(&self.gradient, &mut self.direction, threads)?;
+            Method::Mfac { window, momentum, relative_damping } => {
+                let (g, direction) = (&self.gradient, &mut self.direction);
+                match *relative_damping {
+                    None => window.step(g, direction, threads)?,
+                    Some(fraction) => {
+                        follow(window, fraction, self.steps + 1, g, direction, threads)?
+                    }
+                }
                 average(&mut self.momentum, &self.direction, *momentum, 1.0 - *momentum);
                 self.direction.copy_from_slice(&self.momentum);
             }
@@ -279,6 +297,32 @@ impl Optimizer {
     }
 }
 
+/// λF⁻¹g with λ = fraction·(mean diagonal of F), for gradient number `count`, counted from 1.
+fn follow(
+    window: &mut Sliding,
+    fraction: f64,
+    count: u64,
+    gradient: &[f32],
+    direction: &mut [f32],
+    threads: usize,
+) -> Result<()> {
+    let capacity = window.capacity() as u64;
+    if count.is_multiple_of(capacity) || (count < capacity && count.is_power_of_two()) {
+        window.push(gradient, threads)?;
+        // Without any gradient there is nothing to measure; whatever λ is, λF⁻¹g = g.
+        let damping = fraction * window.mean_diagonal();
+        if damping > 0.0 {
+            window.set_damping(damping)?;
+        }
+        window.apply(gradient, direction, threads);
+    } else {
+        window.step(gradient, direction, threads)?;
+    }
+    let damping = window.damping();
+    direction.iter_mut().for_each(|v| *v = (damping * f64::from(*v)) as f32);
+    Ok(())
+}
+
 /// v ← keep·v + take·x.
 fn average(v: &mut [f32], x: &[f32], keep: f64, take: f64) {
     for (v, x) in v.iter_mut().zip(x) {
@@ -287,6 +331,11 @@ fn average(v: &mut [f32], x: &[f32], keep: f64, take: f64) {
 }
 
 fn check(method: &Method, settings: &Settings) -> Result<()> {
+    if let Method::Mfac { relative_damping: Some(fraction), .. } = method
+        && !(*fraction > 0.0 && fraction.is_finite())
+    {
+        bail!(Usage, "the relative damping must be positive and finite, not {fraction}");
+    }
     let momenta = match method {
         Method::Mfac { momentum, .. } | Method::Sgd { momentum } => [*momentum, 0.0],
         Method::Adam { first, second, epsilon } => {
@@ -325,7 +374,13 @@ mod tests {
 
     fn mfac(d: usize, momentum: f64) -> Method {
         let window = Sliding::new(8, d, 1e-2, Storage::F32, None).unwrap();
-        Method::Mfac { window, momentum }
+        Method::Mfac { window, momentum, relative_damping: None }
+    }
+
+    /// The same with a damping that follows the gradients.
+    fn following(d: usize, momentum: f64) -> Method {
+        let window = Sliding::new(8, d, 1.0, Storage::F32, None).unwrap();
+        Method::Mfac { window, momentum, relative_damping: Some(0.5) }
     }
 
     fn adam() -> Method {
@@ -357,6 +412,14 @@ mod tests {
         let one = run(mfac(3, 0.5), PLAIN, vec![], &g[..1]);
         let scale = 0.1 * 0.5 / (1e-2 + 1.25 / 8.0);
         assert_approximate(&one, &[1.0 - scale * 0.5, -2.0 + scale, 0.5], 1e-6, 1.0);
+        // λ = 0.5·‖g‖²/3: λF⁻¹g = g/(1 + ‖g‖²/(8λ)) = g/(1 + 3/4), whatever the scale of g.
+        for c in [1.0f32, 1e-4] {
+            let settings = Settings { learning_rate: 0.1 / f64::from(c), ..PLAIN };
+            let scaled = [g[0].map(|x| c * x)];
+            let one = run(following(3, 0.5), settings, vec![], &scaled);
+            let scale = 0.1 * 0.5 / 1.75;
+            assert_approximate(&one, &[1.0 - scale * 0.5, -2.0 + scale, 0.5], 1e-6, 1.0);
+        }
     }
 
     #[test]

@@ -79,6 +79,12 @@ impl Sliding {
         self.damping
     }
 
+    /// The mean of the diagonal of 1/n Σ g gᵀ over the n gradients in the window; 0 without any.
+    pub fn mean_diagonal(&self) -> f64 {
+        let squares = self.ages.iter().map(|row| self.gram[row * (self.capacity() + 1)]);
+        squares.sum::<f64>() / (self.len() * self.dimension()).max(1) as f64
+    }
+
     /// Adds the newest gradient (d numbers), in place of the oldest if the window is full: one pass
     /// over G.
     ///
@@ -404,6 +410,7 @@ mod tests {
             assert_approximate(&applied(window, &x), &want, 1e-5, largest(&want));
         };
         check(&window, &rows, damping);
+        assert_eq!(window.mean_diagonal(), 0.0);
         for i in 0..20 {
             let mut out = vec![f32::NAN; d];
             window.step(row(i), &mut out, 2).unwrap();
@@ -424,6 +431,9 @@ mod tests {
         rows.remove(2);
         rows.push(row(25));
         check(&window, &rows, damping);
+        let squares: f64 = rows.iter().map(|row| dot(&widen(row), &widen(row))).sum();
+        let mean = squares / (rows.len() * d) as f64;
+        assert_approximate(&[window.mean_diagonal()], &[mean], 1e-12, mean);
         window.set_damping(0.3).unwrap();
         check(&window, &rows, 0.3);
         window.push(row(26), 1).unwrap();

@@ -1,0 +1,141 @@
+//! The loss and gradient of a batch, its shards spread over worker threads.
+//!
+//! L = 1/S Σ L_s and ∂L/∂w = 1/S Σ ∂L_s/∂w over S shards. Shards run in any order but are added in
+//! theirs, each in its turn, into one f64 sum: memory does not grow with the number of shards, and
+//! the result does not depend on the number of threads.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+use crate::cancel::Cancel;
+use crate::error::{Context, Result, bail};
+use crate::runtime::{Session, SessionOptions};
+use crate::tensor::Tensor;
+use crate::train::{Parameters, StepGraph};
+
+/// Sessions on a [`StepGraph`], one per thread.
+#[derive(Debug)]
+pub struct Workers {
+    sessions: Vec<Session>,
+    /// The inputs that are not trained tensors.
+    fed: HashSet<String>,
+    loss: String,
+    gradients: Vec<String>,
+    /// The sum of the gradients.
+    sums: Vec<f64>,
+}
+
+impl Workers {
+    /// Loads the graph `threads` times.
+    pub fn new(step: &StepGraph, threads: usize) -> Result<Workers> {
+        let load = |_| Session::of_graph(step.graph(), &SessionOptions::default());
+        let sessions = (0..threads.max(1))
+            .map(load)
+            .collect::<Result<Vec<_>>>()
+            .context(|| "loading the graph of a training step")?;
+        let fed = step.graph().inputs.iter().map(|i| i.name.clone());
+        Ok(Workers {
+            sessions,
+            fed: fed.filter(|name| !step.trained().contains(name)).collect(),
+            loss: step.loss().into(),
+            gradients: step.gradients().to_vec(),
+            sums: Vec::new(),
+        })
+    }
+
+    /// The mean loss over `shards` shards and, in `gradient` (d numbers), the mean of its gradient
+    /// in the free weights of `parameters`, which are those the step graph was made for.
+    ///
+    /// `feed` gives the inputs of a shard, by number; inputs that the loss does not need are passed
+    /// over. Errors: those of `feed` and of the runtime; `Numerics` for a loss that is not finite.
+    pub fn gradient(
+        &mut self,
+        parameters: &Parameters,
+        shards: usize,
+        feed: &(dyn Fn(usize) -> Result<Vec<(String, Tensor)>> + Sync),
+        gradient: &mut [f32],
+        cancel: &Cancel,
+    ) -> Result<f64> {
+        assert!(shards > 0 && gradient.len() == parameters.len());
+        self.sums.clear();
+        self.sums.resize(parameters.len(), 0.0);
+        let total = Total { turn: 0, stopped: false, loss: 0.0, sums: &mut self.sums };
+        let turns = Turns { total: Mutex::new(total), changed: Condvar::new() };
+        let (next, fed) = (AtomicUsize::new(0), &self.fed);
+        let (loss, gradients) = (&self.loss, &self.gradients);
+        let work = |session: &mut Session| -> Result<()> {
+            let stopper = Stopper(&turns);
+            loop {
+                let shard = next.fetch_add(1, Ordering::Relaxed);
+                if shard >= shards {
+                    std::mem::forget(stopper);
+                    return Ok(());
+                }
+                let inputs = feed(shard)?;
+                let inputs = inputs.iter().filter(|(name, _)| fed.contains(name));
+                let inputs = inputs.map(|(name, tensor)| (name.as_str(), tensor));
+                let outputs = session.run(inputs.chain(parameters.tensors()), cancel)?;
+                let Some(mut total) = turns.take(shard) else { return Ok(()) };
+                total.loss += f64::from(outputs.f32(loss)?.1[0]);
+                for (i, name) in gradients.iter().enumerate() {
+                    parameters.add_gradient(i, outputs.f32(name)?.1, total.sums);
+                }
+                total.turn += 1;
+                turns.changed.notify_all();
+            }
+        };
+        std::thread::scope(|scope| {
+            let start = |session| scope.spawn(|| work(session));
+            let threads: Vec<_> = self.sessions.iter_mut().map(start).collect();
+            let results = threads.into_iter().map(|t| match t.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            results.collect::<Vec<_>>().into_iter().collect::<Result<()>>()
+        })?;
+        let loss = turns.take(shards).map_or(f64::NAN, |total| total.loss) / shards as f64;
+        if !loss.is_finite() {
+            bail!(Numerics, "the loss is {loss}; lower the learning rate or look at the samples");
+        }
+        for (out, sum) in gradient.iter_mut().zip(&self.sums) {
+            *out = (sum / shards as f64) as f32;
+        }
+        Ok(loss)
+    }
+}
+
+/// What the shards add to, one after the other.
+struct Turns<'a> {
+    total: Mutex<Total<'a>>,
+    changed: Condvar,
+}
+
+struct Total<'a> {
+    /// The shard that may add now.
+    turn: usize,
+    /// A worker failed: the turn will not come.
+    stopped: bool,
+    loss: f64,
+    sums: &'a mut [f64],
+}
+
+impl<'a> Turns<'a> {
+    /// Waits for the turn of `shard`; `None` when it will not come.
+    fn take(&self, shard: usize) -> Option<MutexGuard<'_, Total<'a>>> {
+        let total = self.total.lock().ok()?;
+        let waits = |total: &mut Total| total.turn != shard && !total.stopped;
+        self.changed.wait_while(total, waits).ok().filter(|total| !total.stopped)
+    }
+}
+
+/// Stops the others when its worker ends before the shards do, by an error or a panic.
+struct Stopper<'t, 'a>(&'t Turns<'a>);
+
+impl Drop for Stopper<'_, '_> {
+    fn drop(&mut self) {
+        let mut total = self.0.total.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        total.stopped = true;
+        self.0.changed.notify_all();
+    }
+}
