@@ -87,7 +87,7 @@ impl<'a> Collector<'a> {
             return Ok(false);
         }
         let backward = self.backward(&mut layers, false)?;
-        let mut worker = self.worker(&backward)?;
+        let mut worker = self.workers(&backward, 1)?.remove(0);
         let sample = self.batch - 1;
         let rows: Vec<usize> = (0..self.batch).map(|i| i % self.samples.rows()).collect();
         let mut inputs = self.samples.batch(&rows);
@@ -127,7 +127,7 @@ impl<'a> Collector<'a> {
     ) -> Result<()> {
         let mut layers = self.layers(&range);
         let backward = self.backward(&mut layers, true)?;
-        let mut workers = self.workers(&backward)?;
+        let mut workers = self.workers(&backward, self.plan.threads)?;
         let width = range.len();
         let task = self.task();
         let rows_per_panel = self.panel_rows();
@@ -191,10 +191,11 @@ impl<'a> Collector<'a> {
         Ok(backward)
     }
 
-    /// A worker per thread; they load side by side, which is a good part of a short run.
-    fn workers(&self, backward: &Backward) -> Result<Vec<Worker>> {
+    /// At least one and, on the CPU, up to `most` workers. They load side by side: that takes a good
+    /// part of a short run.
+    fn workers(&self, backward: &Backward, most: usize) -> Result<Vec<Worker>> {
         let (count, threads) = match self.plan.device {
-            Device::Cpu => (self.plan.threads.max(1), 1),
+            Device::Cpu => (most.max(1), 1),
             Device::Cuda | Device::Auto => (1, self.plan.threads),
         };
         let options = SessionOptions { device: self.plan.device, threads, optimize: true };
