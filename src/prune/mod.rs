@@ -41,7 +41,7 @@ mod wide;
 pub use compress::{Method, Options, Progress, Pruned, compress};
 pub use magnitude::magnitude;
 pub use pattern::{Pattern, plan_blocks};
-pub use run::Job;
+pub use run::{Job, Run};
 pub use schedule::schedule;
 
 use block::{Ranking, Scratch, Start, Task};

@@ -4,6 +4,7 @@ mod arguments;
 mod eval;
 mod gradient;
 mod inspect;
+mod mam;
 mod prune;
 mod terminal;
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::Eval(a) => eval::run(a, &cancel),
         Command::Inspect(a) => inspect::run(a),
         Command::Gradient(a) => gradient::run(a, &cancel),
+        Command::Mam(a) => mam::run(a, &cancel),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
