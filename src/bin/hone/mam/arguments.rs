@@ -289,12 +289,11 @@ pub struct Adapt {
 /// Train a model by maximum likelihood: φ on the conditionals of every subset, then θ on what φ
 /// says of whole rows.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  hone mam train --data examples/mam/train.npy --output digits.onnx \\\n      \
+#[command(after_help = "Example:\n  hone mam train --data examples/mam/train.npy \
+    --output digits.onnx \\\n      \
     --conditional-steps 200 --marginal-steps 200 --seed 1\n\n\
     The same options, data and seed give the same file for any number of threads. With \
-    --checkpoint a run that is stopped\ngoes on where it was."
-)]
+    --checkpoint a run that is stopped\ngoes on where it was.")]
 pub struct Train {
     /// Rows to learn from: .npy, .npz or .csv; missing values are skipped.
     #[arg(long, value_name = "ROWS")]
