@@ -10,6 +10,7 @@ pub mod evaluate;
 pub mod gradient;
 pub mod mfac;
 pub mod onnx;
+pub mod progress;
 pub mod prune;
 pub mod random;
 pub mod runtime;
