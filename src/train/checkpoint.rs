@@ -71,8 +71,7 @@ pub fn read(
         bail!(Io, "{}: this is no checkpoint of hone", path.display());
     }
     let found = read_text(&mut from).map_err(damaged)?;
-    let found: Identity =
-        serde_json::from_str(&found).map_err(|e| damaged(io::Error::other(e)))?;
+    let found: Identity = serde_json::from_str(&found).map_err(|e| damaged(io::Error::other(e)))?;
     compare(&found, identity).context(in_file)?;
     let log = read_text(&mut from).map_err(damaged)?;
     restore(&mut from).context(in_file)?;

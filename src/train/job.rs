@@ -18,9 +18,7 @@ use crate::runtime::Device;
 use crate::sys;
 use crate::tensor::Tensor;
 use crate::train::checkpoint::{self, Identity};
-use crate::train::report::{
-    self, Entry, Evaluation, Files, Quality, Report, SCHEMA, TensorRow,
-};
+use crate::train::report::{self, Entry, Evaluation, Files, Quality, Report, SCHEMA, TensorRow};
 use crate::train::{Kind, Loss, StepFigures, TuneOptions, Tuner, WindowDamping};
 
 /// How long a run is.
@@ -92,12 +90,18 @@ impl Job {
         let options = self.options_for(samples.rows())?;
         let source = Graph::from_model(&model).context(in_model)?;
         let judge = Judge::new(&graph, evaluation.as_ref(), &options)?;
-        let mut tuner =
-            Tuner::new(&graph, teacher.as_ref(), held_alone(&source, &graph), &samples, &options, cancel)
-                .map_err(|e| match e.kind() {
-                    ErrorKind::Data => e.context(self.data.display().to_string()),
-                    _ => e.context(in_model()),
-                })?;
+        let mut tuner = Tuner::new(
+            &graph,
+            teacher.as_ref(),
+            held_alone(&source, &graph),
+            &samples,
+            &options,
+            cancel,
+        )
+        .map_err(|e| match e.kind() {
+            ErrorKind::Data => e.context(self.data.display().to_string()),
+            _ => e.context(in_model()),
+        })?;
         let identity = self.identity(&graph, teacher.as_ref(), &samples, &options)?;
         let mut run = Run { job: self, tuner: &mut tuner, identity, log: Log::default() };
         run.resume()?;
@@ -172,7 +176,8 @@ impl Job {
         if self.checkpoint.is_none() {
             return Ok(Identity::new());
         }
-        let of_graph = |graph: &Graph| graph.to_bytes().map(|b| checkpoint::fingerprint_of_bytes(&b));
+        let of_graph =
+            |graph: &Graph| graph.to_bytes().map(|b| checkpoint::fingerprint_of_bytes(&b));
         let mut identity = options.identity();
         identity.insert("model".into(), of_graph(graph)?);
         identity.insert("data".into(), checkpoint::fingerprint(samples));

@@ -172,7 +172,9 @@ impl Report {
 impl fmt::Display for Quality {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.accuracy {
-            Some(accuracy) => write!(f, "accuracy {:.2} %, loss {:.4}", 100.0 * accuracy, self.loss),
+            Some(accuracy) => {
+                write!(f, "accuracy {:.2} %, loss {:.4}", 100.0 * accuracy, self.loss)
+            }
             None => write!(f, "loss {:.5}", self.loss),
         }
     }

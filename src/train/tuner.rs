@@ -173,12 +173,12 @@ impl<'a> Tuner<'a> {
         let loss = options.loss_for(samples);
         let (output, distillation) = (options.output.as_deref(), options.distillation);
         let mut whole = graph.clone();
-        let objective =
-            Objective::attach(&mut whole, &prepared.facts, output, loss, distillation)?;
+        let objective = Objective::attach(&mut whole, &prepared.facts, output, loss, distillation)?;
         objective.check(samples)?;
         let teacher = match (teacher, distillation.filter(|d| d.weight > 0.0)) {
             (Some(teacher), Some(_)) => {
-                let of = Answers { graph: teacher, output, loss, samples, threads: options.threads };
+                let of =
+                    Answers { graph: teacher, output, loss, samples, threads: options.threads };
                 Some(of.all(&objective, shard, cancel).context(|| "the teacher")?)
             }
             (None, Some(_)) => bail!(Usage, "distillation needs a teacher"),

@@ -162,12 +162,14 @@ pub struct Prune {
 
 /// Train a model further, such as a pruned one: its zeros stay, BatchNorm statistics are frozen.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  hone finetune pruned.onnx --data examples/fashion/calibration.npz \\\n      \
+#[command(
+    after_help = "Example:\n  hone finetune pruned.onnx --data examples/fashion/calibration.npz \\\n      \
     --distill examples/fashion/model.onnx --epochs 10 \\\n      \
     --evaluation examples/fashion/test.npz --output tuned.onnx\n\n\
     Samples need `labels` (classes) or `targets` (numbers), unless the model learns from another \
     one alone\n(--distill DENSE --distill-weight 1). The output differs from the model in the \
-    trained tensors only.")]
+    trained tensors only."
+)]
 pub struct Finetune {
     /// The model: an ordinary inference model in ONNX.
     pub model: PathBuf,
