@@ -8,6 +8,7 @@ pub mod cancel;
 pub mod error;
 pub mod evaluate;
 pub mod gradient;
+pub mod mam;
 pub mod mfac;
 pub mod onnx;
 pub mod progress;

@@ -198,7 +198,7 @@ fn a_run_off_a_terminal_reports_in_plain_lines() {
 fn help_has_an_example_for_every_command() {
     let overview = hone(["--help"]);
     assert!(overview.stdout.contains("Exit codes"), "{overview:?}");
-    for name in ["prune", "eval", "inspect", "gradient"] {
+    for name in ["prune", "eval", "inspect", "gradient", "mam"] {
         assert!(overview.stdout.contains(name), "{overview:?}");
         let help = hone([name, "--help"]);
         assert_eq!(help.code, Some(0), "{help:?}");

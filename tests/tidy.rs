@@ -14,7 +14,7 @@ const LAYERS: &[&[&str]] = &[
     &["calibration"],
     &["gradient", "evaluate", "mfac"],
     &["train"],
-    &["prune"],
+    &["prune", "mam"],
     &["bin"],
 ];
 

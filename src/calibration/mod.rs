@@ -128,6 +128,43 @@ impl Samples {
     }
 }
 
+/// Arrays as they are stored, of any types and shapes: the one array of an `.npy` file whatever
+/// name is asked for, or those of an `.npz` archive by name, `None` where it has no such array.
+///
+/// At most `limit` rows of each are read. Errors: `Io`, `Usage`, `Memory`, `Data`, naming the file.
+pub fn read_arrays(
+    path: &Path,
+    names: &[&str],
+    limit: Option<usize>,
+) -> Result<Vec<Option<Tensor>>> {
+    let read = || {
+        let file = || File::open(path).map_err(|e| error!(Io, "cannot be opened: {e}"));
+        let mut loader = Loader::new(&ReadOptions { limit, ..ReadOptions::default() });
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("npy") => {
+                let (file, bytes) = (file()?, path.metadata().map_or(0, |m| m.len()));
+                let array = loader.load(&mut BufReader::new(file), bytes, None)?;
+                let first = std::iter::once(Some(array.tensor));
+                Ok(first.chain(std::iter::repeat(None)).take(names.len()).collect())
+            }
+            Some("npz") => {
+                let mut archive = npz::Archive::new(file()?)?;
+                let mut array = |name: &&str| {
+                    let in_array = || format!("array {name:?}");
+                    let Some((mut reader, bytes)) = archive.open(name).context(in_array)? else {
+                        return Ok(None);
+                    };
+                    let array = loader.load(&mut reader, bytes, None).context(in_array)?;
+                    Ok(Some(array.tensor))
+                };
+                names.iter().map(&mut array).collect()
+            }
+            _ => bail!(Usage, "arrays are read from .npy and .npz files, not from this"),
+        }
+    };
+    read().context(|| path.display().to_string())
+}
+
 /// Numbers of an option such as `--scale` or `--mean`: `1/255`, `0.5`, or several with commas.
 pub fn parse_scale(text: &str) -> Result<Vec<f64>> {
     let number = |s: &str| s.trim().parse::<f64>().ok();

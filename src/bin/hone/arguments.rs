@@ -9,6 +9,8 @@ use hone::gradient::seed::Fisher;
 use hone::prune::Pattern;
 use hone::runtime::Device;
 
+use crate::mam::arguments::MamArguments;
+
 /// Compresses ONNX models with second-order information (M-FAC).
 #[derive(Debug, Parser)]
 #[command(
@@ -33,6 +35,7 @@ pub enum Command {
     Eval(Eval),
     Inspect(Inspect),
     Gradient(Gradient),
+    Mam(MamArguments),
 }
 
 /// How to read samples.

@@ -5,6 +5,7 @@ mod eval;
 mod finetune;
 mod gradient;
 mod inspect;
+mod mam;
 mod prune;
 mod terminal;
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Eval(a) => eval::run(a, &cancel),
         Command::Inspect(a) => inspect::run(a),
         Command::Gradient(a) => gradient::run(a, &cancel),
+        Command::Mam(a) => mam::run(a, &cancel),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,312 @@
+//! What the user can type after `hone mam`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use hone::Result;
+use hone::cancel::Cancel;
+use hone::mam::{LoadOptions, Mam, RowData, read_rows};
+
+use crate::arguments::Running;
+
+/// Marginalization models: score, condition, impute and sample rows with missing values.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hone mam inspect examples/mam/digits.onnx\n\n\
+    A model is an ONNX file that keeps docs/mam-contract.md, or two files, one for each half: θ, \
+    which gives the log-marginal of\nany subset of sites in one pass, and φ, which gives the \
+    distribution of any site given others.\n\
+    Rows are .npy, .npz (array x, perhaps bool arrays known and given), .csv or, for models with \
+    an alphabet, .txt;\n-1, an empty field or ? is a missing value. Answers are JSON lines, \
+    log-probabilities in nats; null is an impossible\nvalue or an infinite bound.")]
+pub struct MamArguments {
+    #[command(subcommand)]
+    pub command: MamCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MamCommand {
+    Inspect(Inspect),
+    Score(Score),
+    Condition(Condition),
+    Sample(Sample),
+    Impute(Impute),
+    Check(Check),
+    Adapt(Adapt),
+}
+
+/// The model and how it is run.
+#[derive(Debug, Args)]
+pub struct Files {
+    /// The model: one file, or the two files of its halves.
+    #[arg(value_name = "MODEL", num_args = 1..=2, required = true)]
+    pub model: Vec<PathBuf>,
+    /// Most rows in one run of a net. Answers do not depend on it.
+    #[arg(long, default_value_t = hone::mam::DEFAULT_BATCH as u32, help_heading = "Running")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=65536), value_name = "ROWS")]
+    pub batch: u32,
+    #[command(flatten)]
+    pub running: Running,
+}
+
+/// Rows to ask about.
+#[derive(Debug, Args)]
+pub struct Data {
+    /// Rows: .npy, .npz, .csv or .txt.
+    #[arg(long, value_name = "ROWS")]
+    pub data: PathBuf,
+    #[command(flatten)]
+    pub reading: ReadingRows,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Rows")]
+pub struct ReadingRows {
+    /// Numbers become value 1 from this one on and 0 below, as to binarise images.
+    #[arg(long, value_name = "NUMBER")]
+    pub threshold: Option<f64>,
+    /// Read at most this many rows.
+    #[arg(long, value_name = "ROWS")]
+    pub limit: Option<usize>,
+}
+
+/// What the model is: its contract, its halves, log Z, and what is odd about it.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hone mam inspect examples/mam/digits.onnx")]
+pub struct Inspect {
+    #[command(flatten)]
+    pub files: Files,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Log-likelihoods of rows, or log-marginals of their known sites.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hone mam score examples/mam/digits.onnx \
+    --data examples/mam/test.npy --limit 3\n\n\
+    theta is one pass and not normalised unless the model is exact: `theta` is no likelihood, \
+    `theta_normalised` is one.\nphi averages chains over orders. bracket computes both, and \
+    bounds the log of the mean over all orders from both sides.")]
+pub struct Score {
+    #[command(flatten)]
+    pub files: Files,
+    #[command(flatten)]
+    pub data: Data,
+    /// theta, phi or bracket; bracket if the model has both halves, else the one it has.
+    #[arg(long, value_parser = ["theta", "phi", "bracket"])]
+    pub method: Option<String>,
+    /// Orders of φ's chains: how many random ones, or `forward`.
+    #[arg(long, value_name = "COUNT|forward")]
+    pub orders: Option<String>,
+    /// Estimate log Σ p_θ from this many draws and subtract it from θ's scores of complete rows.
+    #[arg(long, value_name = "DRAWS", value_parser = clap::value_parser!(u32).range(2..))]
+    pub correct: Option<u32>,
+    /// Add Σ log p(x_i) − log p(x): high where values contradict each other.
+    #[arg(long)]
+    pub conflict: bool,
+    /// Add −log p(x_i | all others) of each known site.
+    #[arg(long)]
+    pub surprise: bool,
+    /// Seed of the orders and draws.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Write the answers here instead of to standard output.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Distributions of missing sites given the known ones, or log p(asked sites | given sites).
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hone mam condition examples/mam/digits.onnx \
+    --data examples/mam/occluded.npz --limit 1\n\n\
+    If the .npz has a bool array `given`, the answer is log p(known, not given | given), as a \
+    ratio of θ's marginals and as\nchains of φ, with the gap between them; otherwise the \
+    distribution of every missing site.")]
+pub struct Condition {
+    #[command(flatten)]
+    pub files: Files,
+    #[command(flatten)]
+    pub data: Data,
+    /// Which half distributions come from: phi, one pass for all sites, or theta.
+    #[arg(long, value_parser = ["phi", "theta"])]
+    pub source: Option<String>,
+    /// Orders of φ's chains: how many random ones, or `forward`.
+    #[arg(long, value_name = "COUNT|forward")]
+    pub orders: Option<String>,
+    /// Seed of the orders.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Write the answers here instead of to standard output.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// How values are drawn.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Drawing")]
+pub struct Drawing {
+    /// In which order sites are filled: random, forward, or numbers of all sites with commas.
+    #[arg(long, default_value = "random", value_name = "random|forward|SITES")]
+    pub order: String,
+    /// Below 1 for likelier values, above 1 for more varied ones.
+    #[arg(long, default_value_t = 1.0)]
+    pub temperature: f64,
+    /// Draw from the likeliest so many values of a site only.
+    #[arg(long, value_name = "VALUES")]
+    pub top_k: Option<usize>,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Print the rows as text: pictures of two-valued models with a shape, texts of an alphabet.
+    #[arg(long, conflicts_with = "output")]
+    pub show: bool,
+    /// Where to write: .npy for the values alone, .csv, .txt, or JSON lines under any other name.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Draw rows from the model, one site after the other.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hone mam sample examples/mam/digits.onnx --count 4 --show")]
+pub struct Sample {
+    #[command(flatten)]
+    pub files: Files,
+    /// How many; with --evidence, for each of its rows.
+    #[arg(short = 'n', long, default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub count: u64,
+    /// Rows whose known values every draw keeps.
+    #[arg(long, value_name = "ROWS")]
+    pub evidence: Option<PathBuf>,
+    #[command(flatten)]
+    pub reading: ReadingRows,
+    #[command(flatten)]
+    pub drawing: Drawing,
+}
+
+/// Fill in missing values by block-Gibbs sweeps; known values are never touched.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hone mam impute examples/mam/digits.onnx \
+    --data examples/mam/occluded.npz --limit 2 --show")]
+pub struct Impute {
+    #[command(flatten)]
+    pub files: Files,
+    #[command(flatten)]
+    pub data: Data,
+    /// Completions of each row.
+    #[arg(short = 'n', long, default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub count: u64,
+    /// How often each missing site is redrawn after it was first filled.
+    #[arg(long, default_value_t = 4)]
+    pub sweeps: u32,
+    /// Sites that are erased and redrawn together.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    pub block: u32,
+    #[command(flatten)]
+    pub drawing: Drawing,
+}
+
+/// How far the model can be trusted: do θ and φ agree, and does θ sum to one?
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hone mam check examples/mam/digits.onnx \
+    --data examples/mam/test.npy --limit 64")]
+pub struct Check {
+    #[command(flatten)]
+    pub files: Files,
+    /// Rows to check on; 256 samples of the model by default.
+    #[arg(long, value_name = "ROWS")]
+    pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub reading: ReadingRows,
+    /// Steps (a subset and a site more) per row.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: u32,
+    /// Orders of φ's chains.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub orders: u32,
+    /// Draws for the estimate of log Σ p_θ.
+    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(2..))]
+    pub draws: u32,
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Turn a net with other inputs and outputs into a file that keeps the contract.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example, a net of 28 x 28 pixels -1 and +1, 0 for missing, with a mask and \
+    a step:\n  hone mam adapt net.onnx --length 784 --shape 28,28 --values=-1,1 \\\n      \
+    --missing 0 --mask-input mask --step-input t --log-p logp --logits logits \\\n      \
+    --output model.onnx"
+)]
+pub struct Adapt {
+    /// The net.
+    pub net: PathBuf,
+    /// Where to write the model.
+    #[arg(short, long, value_name = "MODEL")]
+    pub output: PathBuf,
+    /// The number of sites.
+    #[arg(long)]
+    pub length: usize,
+    /// What the net is fed for value 0, 1, ... of a site.
+    #[arg(long, value_name = "NUMBERS", allow_hyphen_values = true, value_delimiter = ',')]
+    pub values: Vec<f64>,
+    /// What it is fed at a missing site.
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    pub missing: f64,
+    /// The input for the values; needed only if it is unclear.
+    #[arg(long, value_name = "NAME")]
+    pub values_input: Option<String>,
+    /// An input that says which sites are known.
+    #[arg(long, value_name = "NAME")]
+    pub mask_input: Option<String>,
+    /// That input says which sites are missing instead.
+    #[arg(long, requires = "mask_input")]
+    pub mask_is_missing: bool,
+    /// An input for the number of known sites.
+    #[arg(long, value_name = "NAME")]
+    pub step_input: Option<String>,
+    /// The output that is log p, up to a constant.
+    #[arg(long, value_name = "NAME")]
+    pub log_p: Option<String>,
+    /// The output that is the logits of every site.
+    #[arg(long, value_name = "NAME")]
+    pub logits: Option<String>,
+    /// The logits have their values on axis 1 instead of on the last.
+    #[arg(long, requires = "logits")]
+    pub logits_values_first: bool,
+    /// How sites are laid out for display, such as 28,28.
+    #[arg(long, value_name = "SIDES", value_delimiter = ',')]
+    pub shape: Vec<usize>,
+}
+
+impl Files {
+    /// Loads the model and says what is odd about it.
+    pub fn load(&self, cancel: &Cancel) -> Result<Mam> {
+        let options = LoadOptions {
+            device: self.running.device,
+            threads: self.running.threads(),
+            batch: self.batch as usize,
+        };
+        let mam = Mam::load(&self.model, options, cancel)?;
+        mam.warnings().iter().for_each(|w| log::warn!("{w}"));
+        Ok(mam)
+    }
+}
+
+impl Data {
+    pub fn read(&self, mam: &Mam) -> Result<RowData> {
+        self.reading.read(&self.data, mam)
+    }
+}
+
+impl ReadingRows {
+    pub fn read(&self, path: &std::path::Path, mam: &Mam) -> Result<RowData> {
+        read_rows(path, mam.contract(), self.threshold, self.limit)
+    }
+}

@@ -1,0 +1,255 @@
+//! Scores of rows: log p(x_S) by θ, by φ, or between two bounds, and how each was obtained.
+//!
+//! With u = E_σ p_φ(x|σ), the mean over orders, which is a normalised probability, and any c > 0:
+//!
+//! E_σ log p_φ(x|σ) ≤ log u ≤ u/c + log c − 1.
+//!
+//! θ supplies c = p_θ(x), near enough to u for the right side to be tight. θ itself is a likelihood
+//! only if it sums to one, which training brings about approximately; so it is never returned as
+//! one unless the model says that it is exact, or a [`Normaliser`](crate::mam::Normaliser) was
+//! estimated and subtracted.
+
+use crate::cancel::Cancel;
+use crate::error::{Context, Result};
+use crate::mam::chain::{ChainScore, Orders, Split};
+use crate::mam::model::{Answers, Mam, Want, copy, log_softmax_at};
+use crate::mam::rows::{Distinct, Rows, known_sites};
+
+/// How rows are scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// f_θ(x_S) − f_θ(∅): one pass.
+    Theta,
+    /// Chains of φ over m orders: m·|S| rows, in batches.
+    Phi,
+    /// Both, and the two-sided bracket.
+    Bracket,
+}
+
+/// What to compute for each row.
+#[derive(Clone, Debug)]
+pub struct ScoreOptions {
+    /// By which half.
+    pub method: Method,
+    /// Orders of φ's chains.
+    pub orders: Orders,
+    /// log Σ_x p_θ(x), to be subtracted from θ's value of complete rows.
+    pub log_normaliser: Option<f64>,
+    /// Also Σ_i log p(x_i) − log p(x_S).
+    pub conflict: bool,
+    /// Also −log p_φ(x_i | x_rest) of each known site.
+    pub surprise: bool,
+}
+
+/// The score of a row, in nats.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    /// |S|: how many sites are known.
+    pub known: usize,
+    /// f_θ(x_S) − f_θ(∅), as the net has it.
+    pub theta: Option<f64>,
+    /// θ's value as a log-likelihood: of an exact model, or of a complete row corrected by
+    /// `log_normaliser`. `None` where θ cannot be trusted to sum to one.
+    pub theta_normalised: Option<f64>,
+    /// By chains.
+    pub phi: Option<ChainScore>,
+    /// Bounds of the log of the mean over all orders.
+    pub bracket: Option<Bracket>,
+    /// Σ_i log p(x_i) − log p(x_S): how much less likely the values are together than each by
+    /// itself; high where they contradict each other. By θ unless the method is φ alone.
+    pub conflict: Option<f64>,
+    /// −log p_φ(x_i | all other known sites) of each known site, with the site.
+    pub surprise: Option<Vec<(usize, f64)>>,
+}
+
+/// Bounds of log u = log E_σ p_φ(x|σ), estimated from the same orders.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bracket {
+    /// (1/m) Σ_σ log p_φ(x|σ).
+    pub lower: f64,
+    /// The standard error of `lower`.
+    pub lower_error: f64,
+    /// u/c + log c − 1 at c = p_θ(x); +∞ where θ is hopelessly low.
+    pub upper: f64,
+    /// The standard error of `upper`.
+    pub upper_error: f64,
+}
+
+/// A chain score and log p_φ along each order.
+type PhiScore = (ChainScore, Vec<f64>);
+
+impl Bracket {
+    fn new(logs: &[f64], log_c: f64) -> Bracket {
+        let m = logs.len() as f64;
+        let ratios: Vec<f64> = logs.iter().map(|l| (l - log_c).exp()).collect();
+        let (lower, lower_error) = mean_and_error(logs, m);
+        let (ratio, upper_error) = mean_and_error(&ratios, m);
+        Bracket { lower, lower_error, upper: ratio + log_c - 1.0, upper_error }
+    }
+}
+
+/// The mean and its standard error, NaN of a single value.
+pub(crate) fn mean_and_error(values: &[f64], m: f64) -> (f64, f64) {
+    let mean = values.iter().sum::<f64>() / m;
+    let squares = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
+    (mean, (squares / (m - 1.0) / m).sqrt())
+}
+
+impl Mam {
+    /// Scores each row by its known sites. The outer error is of the whole request, the inner ones
+    /// are of single rows.
+    pub fn score(
+        &self,
+        rows: &Rows,
+        options: &ScoreOptions,
+        cancel: &Cancel,
+    ) -> Result<Vec<Result<Score>>> {
+        let checked = rows.checked(self.contract())?;
+        let count = checked.len();
+        let by_theta = options.method != Method::Phi;
+        let by_phi = options.method != Method::Theta;
+        let theta = match by_theta {
+            true => some(self.log_marginals(&checked, cancel)?),
+            false => none(count),
+        };
+        let phi = match by_phi {
+            true => {
+                let splits: Vec<Result<Split>> = checked.iter().map(unconditional).collect();
+                some(self.chain_scores(&splits, &options.orders, cancel)?)
+            }
+            false => none(count),
+        };
+        let conflict = match options.conflict {
+            true => {
+                let found = theta.iter().zip(&phi).map(together).collect();
+                some(self.conflicts(&checked, found, by_theta, cancel)?)
+            }
+            false => none(count),
+        };
+        let surprise = match options.surprise {
+            true => some(self.surprises(&checked, cancel)?),
+            false => none(count),
+        };
+        let parts = checked.into_iter().zip(theta).zip(phi).zip(conflict).zip(surprise);
+        let answer = |((((row, theta), phi), conflict), surprise)| {
+            let row: Vec<i32> = row?;
+            let known = known_sites(&row).count();
+            let (theta, phi): (Option<f64>, Option<PhiScore>) = (theta?, phi?);
+            let bracket = theta.zip(phi.as_ref()).map(|(t, (_, logs))| Bracket::new(logs, t));
+            let theta_normalised = match options.log_normaliser {
+                _ if self.is_normalised() => theta,
+                Some(z) if known == row.len() => theta.map(|t| t - z),
+                _ => None,
+            };
+            let phi = phi.map(|(score, _)| score);
+            let (conflict, surprise) = (conflict?, surprise?);
+            Ok(Score { known, theta, theta_normalised, phi, bracket, conflict, surprise })
+        };
+        Ok(parts.map(answer).collect())
+    }
+
+    /// Σ_i log p(x_i) − log p(x_S) for the values of log p(x_S) that were found.
+    fn conflicts(
+        &self,
+        rows: &[Result<Vec<i32>>],
+        found: Answers<f64>,
+        by_theta: bool,
+        cancel: &Cancel,
+    ) -> Result<Answers<f64>> {
+        let singles = self.single_sites(by_theta, cancel)?;
+        let answer = |(row, found): (&Result<Vec<i32>>, Result<f64>)| {
+            let (row, found) = (row.as_ref().map_err(copy)?, found?);
+            let apart = known_sites(row).map(|site| singles[site][row[site] as usize]);
+            Ok(apart.sum::<f64>() - found)
+        };
+        Ok(rows.iter().zip(found).map(answer).collect())
+    }
+
+    /// log p(x_i = k) of every site and value, by the half that also scores whole rows.
+    fn single_sites(&self, by_theta: bool, cancel: &Cancel) -> Result<Vec<Vec<f64>>> {
+        let c = self.contract();
+        let mut rows = Distinct::new(c.length);
+        let mut row = vec![-1; c.length];
+        if !by_theta {
+            rows.insert(&row);
+            let wants: Vec<Want> = (0..c.length as u32).map(|site| Want { row: 0, site }).collect();
+            let all = |_: usize, logits: &[f32]| {
+                (0..logits.len()).map(|k| log_softmax_at(logits, k)).collect()
+            };
+            return self.phi_at(&rows, &wants, cancel, all);
+        }
+        let mut singles = Vec::with_capacity(c.length);
+        for site in 0..c.length {
+            rows.clear();
+            for value in 0..c.cardinalities[site] {
+                row[site] = value as i32;
+                rows.insert(&row);
+            }
+            row[site] = -1;
+            let values = self.f_theta(&rows, cancel)?;
+            let logs = values.into_iter().map(|f| self.normal(f)).collect::<Result<_>>();
+            singles.push(logs.context(|| format!("site {site} alone"))?);
+        }
+        Ok(singles)
+    }
+
+    /// −log p_φ(x_i | x_rest) of the known sites of each row.
+    fn surprises(
+        &self,
+        rows: &[Result<Vec<i32>>],
+        cancel: &Cancel,
+    ) -> Result<Answers<Vec<(usize, f64)>>> {
+        let chains = rows.iter().filter_map(|r| r.as_ref().ok()).flat_map(|row| {
+            known_sites(row).map(|site| {
+                let mut start = row.clone();
+                start[site] = -1;
+                crate::mam::chain::Chain { start, steps: vec![(site as u32, row[site])] }
+            })
+        });
+        let mut logs = self.chains(chains, cancel)?.into_iter();
+        let answer = |row: &Result<Vec<i32>>| {
+            let row = row.as_ref().map_err(copy)?;
+            let own: Vec<_> = known_sites(row).zip(logs.by_ref()).collect();
+            let own = own.into_iter().map(|(site, log)| Ok((site, -log?)));
+            own.collect()
+        };
+        Ok(rows.iter().map(answer).collect())
+    }
+}
+
+/// log p(x_S) by θ, else by φ.
+fn together((theta, phi): (&Result<Option<f64>>, &Result<Option<PhiScore>>)) -> Result<f64> {
+    let (theta, phi) = (theta.as_ref().map_err(copy)?, phi.as_ref().map_err(copy)?);
+    let by_phi = || phi.as_ref().map(|(score, _)| score.log_p);
+    Ok(theta.or_else(by_phi).expect("every method computes one of them"))
+}
+
+fn none<T>(count: usize) -> Vec<Result<Option<T>>> {
+    (0..count).map(|_| Ok(None)).collect()
+}
+
+fn some<T>(answers: Vec<Result<T>>) -> Vec<Result<Option<T>>> {
+    answers.into_iter().map(|a| a.map(Some)).collect()
+}
+
+fn unconditional(row: &Result<Vec<i32>>) -> Result<Split> {
+    row.as_ref().map(|row| Split::unconditional(row)).map_err(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bracket_holds_the_mean_over_orders() {
+        let logs = [-2.0, -3.0, -2.5];
+        let truth = (logs.iter().map(|l: &f64| l.exp()).sum::<f64>() / 3.0).ln();
+        for log_c in [-4.0, -2.6, -1.0] {
+            let bracket = Bracket::new(&logs, log_c);
+            assert!(bracket.lower <= truth && truth <= bracket.upper, "{bracket:?}");
+        }
+        let tight = Bracket::new(&logs, truth);
+        assert!((tight.upper - truth).abs() < 1e-12 && tight.upper_error > 0.0);
+        assert_eq!(Bracket::new(&[-1.0], -800.0).upper, f64::INFINITY);
+    }
+}

@@ -1,0 +1,119 @@
+//! `hone mam` as a user meets it: what goes wrong is named, and good rows are answered all the same.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use hone::mam::contract::Kind;
+
+use crate::tables::{Table, save};
+
+struct Run {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Run {
+    #[track_caller]
+    fn fails(&self, code: i32, parts: &[&str]) {
+        assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
+        for part in parts {
+            assert!(self.stderr.contains(part), "{part:?} is not in {}", self.stderr);
+        }
+    }
+
+    #[track_caller]
+    fn lines(&self) -> Vec<serde_json::Value> {
+        self.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+}
+
+fn mam(arguments: &[&str]) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hone"));
+    command.arg("mam").args(arguments).stdin(Stdio::null());
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Run { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn good_rows_are_answered_beside_bad_ones() {
+    let table = Table::new(4, 2, 0.0, 0.0);
+    let contract = table.contract(Kind::Joint);
+    let (folder, model) = save(&table.graph(&contract), &contract, "model.onnx");
+    let rows = folder.path().join("rows.csv");
+    fs::write(&rows, "0,1,?,0\n0,1,2,0\n1,1,1,1\n").unwrap();
+    let run = mam(&["score", text(&model), "--data", text(&rows)]);
+    run.fails(6, &["1 of 3 rows have no answer", "row 1: site 2: 2 is no value"]);
+    let lines = run.lines();
+    assert!(lines[1]["error"].as_str().unwrap().starts_with("site 2"));
+    for (i, row) in [(0, [0, 1, -1, 0]), (2, [1; 4])] {
+        let truth = table.log_marginal(&row);
+        assert!((lines[i]["phi"]["log_p"].as_f64().unwrap() - truth).abs() < 1e-4);
+        assert_eq!(lines[i]["row"], i);
+    }
+    let output = folder.path().join("draws.npy");
+    let run = mam(&["impute", text(&model), "--data", text(&rows), "--output", text(&output)]);
+    run.fails(6, &["row 1"]);
+    assert!(output.exists(), "the good rows are there");
+}
+
+#[test]
+fn theta_alone_comes_with_a_warning() {
+    let table = Table::new(3, 2, 0.3, 0.0);
+    let contract = table.contract(Kind::Joint);
+    let (folder, model) = save(&table.graph(&contract), &contract, "model.onnx");
+    let rows = folder.path().join("rows.csv");
+    fs::write(&rows, "0,1,0\n").unwrap();
+    let theta = ["score", text(&model), "--data", text(&rows), "--method", "theta"];
+    let run = mam(&theta);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stderr.contains("no likelihood"), "{}", run.stderr);
+    assert!(run.lines()[0]["theta_normalised"].is_null());
+    let run = mam(&[&theta[..], &["--correct", "100"]].concat());
+    assert!(run.stderr.contains("over all 8 states"), "{}", run.stderr);
+    let line = &run.lines()[0];
+    let all: f64 = table.states().iter().map(|s| table.theta_of(s).exp()).sum();
+    let corrected = line["theta"].as_f64().unwrap() - all.ln();
+    assert!((line["theta_normalised"].as_f64().unwrap() - corrected).abs() < 1e-4);
+}
+
+#[test]
+fn files_and_options_that_cannot_be_are_named() {
+    let table = Table::new(3, 2, 0.0, 0.0);
+    let contract = table.contract(Kind::Marginal);
+    let (folder, model) = save(&table.graph(&contract), &contract, "model.onnx");
+    let (model, rows) = (text(&model), folder.path().join("rows.csv"));
+    fs::write(&rows, "0,1,0\n").unwrap();
+    let rows = text(&rows);
+    let fashion = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/fashion/model.onnx");
+    mam(&["inspect", fashion]).fails(4, &["fashion/model.onnx", "no marginalization model"]);
+    mam(&["inspect", "gone.onnx"]).fails(3, &["gone.onnx"]);
+    mam(&["inspect", model, model]).fails(2, &["one of each half"]);
+    mam(&["sample", model]).fails(2, &["needs φ", "conditional half"]);
+    mam(&["score", model, "--data", "gone.npy"]).fails(3, &["gone.npy"]);
+    mam(&["score", model, "--data", rows, "--method", "phi"]).fails(2, &["needs φ"]);
+    mam(&["score", model, "--data", rows, "--orders", "all"]).fails(2, &["\"all\"", "forward"]);
+    let nowhere = folder.path().join("no/where.jsonl");
+    let run = mam(&["score", model, "--data", rows, "--output", text(&nowhere)]);
+    run.fails(3, &["where.jsonl", "cannot be written"]);
+    let wide = folder.path().join("wide.csv");
+    fs::write(&wide, "0,1,0,1\n").unwrap();
+    let run = mam(&["score", model, "--data", text(&wide)]);
+    run.fails(6, &["wide.csv", "4 sites, the model has 3"]);
+}
+
+#[test]
+fn every_command_has_an_example() {
+    for name in ["inspect", "score", "condition", "sample", "impute", "check", "adapt"] {
+        let help = mam(&[name, "--help"]);
+        assert_eq!(help.code, Some(0), "{}", help.stderr);
+        assert!(help.stdout.contains(&format!("hone mam {name} ")), "{}", help.stdout);
+        assert!(help.stdout.contains("Example"), "{}", help.stdout);
+    }
+}
