@@ -30,9 +30,10 @@ VALIDATION = 4000
 
 # Row: title, arguments of `hone finetune`, learning rates to try.
 OPTIMIZERS = {
-    "mfac": ("**M-FAC** (`--optimizer mfac`)", ["--optimizer", "mfac"], [0.1, 0.3, 1.0, 3.0]),
-    "adam": ("Adam (`--optimizer adam`)", ["--optimizer", "adam"], [3e-4, 1e-3, 3e-3, 1e-2]),
-    "sgd": ("SGD with momentum (`--optimizer sgd`)", ["--optimizer", "sgd"], [3e-4, 1e-3, 3e-3, 1e-2]),
+    "mfac": ("M-FAC (`--optimizer mfac --window 512`)", ["--optimizer", "mfac", "--window", "512"],
+             [0.3, 0.6, 1.0, 2.0]),
+    "adam": ("Adam (`--optimizer adam`)", ["--optimizer", "adam"], [3e-4, 1e-3, 2e-3, 4e-3]),
+    "sgd": ("SGD with momentum (`--optimizer sgd`)", ["--optimizer", "sgd"], [5e-4, 1e-3, 2e-3, 4e-3]),
 }
 
 

@@ -74,11 +74,11 @@ fn a_run_that_was_stopped_goes_on_to_the_same_bytes() {
     let folder = Folder::new();
     let (whole, out) = (folder.path("whole.onnx"), folder.path("o.onnx"));
     let (kept, log) = (folder.path("run"), folder.path("log"));
+    let state = text(&kept);
     let long = ["--steps", "60", "--average", "0.9", "--window", "8", "--distill", MODEL];
     assert!(folder.finetune(MODEL, &whole, &[&long[..], &["--threads", "1"]].concat()).0);
 
-    let resumable =
-        [&long[..], &["--checkpoint", &text(&kept), "--checkpoint-every", "7"]].concat();
+    let resumable = [&long[..], &["--checkpoint", &state, "--checkpoint-every", "7"]].concat();
     let mut command = command(&["finetune", MODEL, "--data", DATA]);
     command.args(["--limit", "40", "--batch", "8"]).args(&resumable).arg("--output").arg(&out);
     command.stderr(File::create(&log).unwrap()).stdout(Stdio::null()).stdin(Stdio::null());
@@ -131,7 +131,7 @@ fn what_makes_no_sense_is_named() {
     for (more, words) in [
         (&["--train", "head.wait"][..], "\"head.wait\" names no float32 tensor"),
         (&["--schedule", "stairs:0:1"], "stairs:EVERY:FACTOR"),
-        (&["--learning-rate", "-1"], "learning rate"),
+        (&["--learning-rate=-1"], "learning rate"),
         (&["--momentum", "1"], "momentum"),
         (&["--loss", "mse"], "float `targets`"),
         (&["--output-name", "probs"], "no output \"probs\""),

@@ -141,7 +141,8 @@ impl Objective {
         let Some(labels) = samples.labels() else {
             bail!(
                 Data,
-                "the samples have no `labels` (or `targets`) to learn from; learn from another                  model alone by --distill DENSE --distill-weight 1"
+                "the samples have no `labels` (or `targets`) to learn from; learn from another \
+                 model alone by --distill DENSE --distill-weight 1"
             );
         };
         let have = labels.tensor().len() / labels.rows();

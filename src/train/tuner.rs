@@ -51,9 +51,8 @@ impl Kind {
     /// A learning rate to start from, measured on the example (see benches/finetune.py).
     pub fn usual_learning_rate(self) -> f64 {
         match self {
-            Kind::Mfac { .. } => 0.1,
-            Kind::Adam => 1e-3,
-            Kind::Sgd => 1e-2,
+            Kind::Mfac { .. } => 1.0,
+            Kind::Adam | Kind::Sgd => 1e-3,
         }
     }
 }
@@ -268,7 +267,7 @@ fn shard_size(graph: &Graph, batch: usize) -> Result<usize> {
     match evaluate::fixed_batch(graph) {
         Some(fixed) if fixed == 0 || !batch.is_multiple_of(fixed) => bail!(
             Usage,
-            "the model is fixed to batches of {fixed}, so --batch {batch} must be a multiple of that"
+            "the model is fixed to batches of {fixed}: --batch {batch} must be a multiple of that"
         ),
         Some(fixed) => Ok(fixed),
         None => {

@@ -165,14 +165,13 @@ pub struct Prune {
 
 /// Train a model further, such as a pruned one: its zeros stay, BatchNorm statistics are frozen.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  hone finetune pruned.onnx --data examples/fashion/calibration.npz \\\n      \
+#[command(after_help = "Example:\n  hone finetune pruned.onnx \
+    --data examples/fashion/calibration.npz \\\n      \
     --distill examples/fashion/model.onnx --epochs 10 \\\n      \
     --evaluation examples/fashion/test.npz --output tuned.onnx\n\n\
     Samples need `labels` (classes) or `targets` (numbers), unless the model learns from another \
     one alone\n(--distill DENSE --distill-weight 1). The output differs from the model in the \
-    trained tensors only."
-)]
+    trained tensors only.")]
 pub struct Finetune {
     /// The model: an ordinary inference model in ONNX.
     pub model: PathBuf,
@@ -218,7 +217,7 @@ pub struct Finetune {
     #[arg(long, default_value = "mfac", value_parser = ["mfac", "adam", "sgd"])]
     #[arg(help_heading = "Optimizer")]
     pub optimizer: String,
-    /// The learning rate at its peak; by default LEARNING_RATES.
+    /// The learning rate at its peak; by default 1 for mfac, 0.001 for adam and sgd.
     #[arg(long, value_name = "RATE", help_heading = "Optimizer")]
     pub learning_rate: Option<f64>,
     /// How it goes on: constant, linear or cosine (to 0 at the end), or stairs:EVERY:FACTOR.
