@@ -30,6 +30,12 @@ pub enum ErrorKind {
     Numerics,
     /// The caller asked to stop.
     Cancelled,
+    /// What is asked does not go with the state of things, such as the outcome of a running job.
+    Conflict,
+    /// What is asked cannot be had any more, or not here: a closed engine, a forked child.
+    Unavailable,
+    /// A bug in hone: a panic that was caught where a job or the C ABI ends.
+    Internal,
 }
 
 /// An error: a kind, a message, and the contexts it passed through (outermost first).

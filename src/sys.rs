@@ -88,6 +88,56 @@ pub fn peak_memory_bytes() -> u64 {
     usage.ru_maxrss as u64 * 1024
 }
 
+/// Signals meant for the process go to threads of the host: while this lives, the calling thread
+/// and those it starts receive none but those of faults of their own.
+#[derive(Debug)]
+pub struct SignalsBlocked {
+    before: libc::sigset_t,
+    /// A thread's mask is the business of that thread.
+    of_thread: std::marker::PhantomData<*const ()>,
+}
+
+impl SignalsBlocked {
+    /// Blocks them until the value is dropped, on the same thread.
+    pub fn new() -> SignalsBlocked {
+        // SAFETY: both sets are plain data that the calls fill in; pthread_sigmask changes only the
+        // mask of this thread and cannot fail with a valid `how`.
+        unsafe {
+            let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = std::mem::zeroed();
+            libc::sigfillset(&mut all);
+            for fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
+                libc::sigdelset(&mut all, fault);
+            }
+            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+            SignalsBlocked { before, of_thread: std::marker::PhantomData }
+        }
+    }
+}
+
+impl Default for SignalsBlocked {
+    fn default() -> SignalsBlocked {
+        SignalsBlocked::new()
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        // SAFETY: as above; the mask is the one that was there.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
+    }
+}
+
+/// A descriptor that becomes readable once and stays so (an eventfd).
+pub fn event() -> io::Result<File> {
+    // SAFETY: eventfd touches no memory.
+    let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: eventfd just made this descriptor; nobody else owns it.
+    Ok(unsafe { File::from_raw_fd(descriptor) })
+}
+
 /// Maps a nameless file of `len` zero bytes in `folder`, whose space is set aside beforehand.
 ///
 /// The file is gone when the mapping is dropped. Errors of kind `Io` name the folder.
@@ -119,6 +169,36 @@ mod tests {
         assert!(libc.to_string_lossy().contains("libc"));
         assert!(mapped_library(c"libno-such-library.so.7", c"f").is_none());
         assert!(own_library().is_some());
+    }
+
+    #[test]
+    fn signals_are_blocked_while_the_guard_lives_and_in_threads_started_then() {
+        let blocked = || {
+            // SAFETY: the call only fills in the set, which is plain data.
+            unsafe {
+                let mut now: libc::sigset_t = std::mem::zeroed();
+                libc::pthread_sigmask(libc::SIG_SETMASK, std::ptr::null(), &mut now);
+                libc::sigismember(&now, libc::SIGINT) == 1
+            }
+        };
+        assert!(!blocked());
+        let guard = SignalsBlocked::new();
+        assert!(blocked());
+        let thread = std::thread::spawn(blocked);
+        assert!(thread.join().unwrap());
+        drop(guard);
+        assert!(!blocked());
+    }
+
+    #[test]
+    fn an_event_is_readable_after_it_was_written() {
+        use std::io::{Read, Write};
+        let mut event = event().unwrap();
+        let mut count = [0; 8];
+        assert_eq!(event.read(&mut count).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        event.write_all(&1u64.to_ne_bytes()).unwrap();
+        event.read_exact(&mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 1);
     }
 
     #[test]

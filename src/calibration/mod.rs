@@ -107,6 +107,45 @@ impl Samples {
         Ok(Samples { inputs, labels })
     }
 
+    /// Samples that a host holds as arrays named as the model's `inputs`, fitted to those as
+    /// [`Samples::read`] does it; `options` say how to scale them.
+    ///
+    /// Errors: `Usage` for options that do not fit and arrays that are no inputs, otherwise `Data`,
+    /// naming the array.
+    pub fn fit(
+        arrays: Vec<(String, Tensor)>,
+        labels: Option<Tensor>,
+        inputs: &[Value],
+        options: &ReadOptions,
+    ) -> Result<Samples> {
+        let scaling = Scaling::new(options)?;
+        let names: Vec<&str> = inputs.iter().map(|v| v.name.as_str()).collect();
+        for (i, (name, _)) in arrays.iter().enumerate() {
+            if !names.contains(&name.as_str()) {
+                bail!(Usage, "the model has no input {name:?}; it takes {names:?}");
+            }
+            if arrays[..i].iter().any(|(other, _)| other == name) {
+                bail!(Usage, "input {name:?} is given twice");
+            }
+        }
+        let mut arrays = arrays;
+        let mut tensors = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            let name = &input.name;
+            let Some(at) = arrays.iter().position(|(n, _)| n == name) else {
+                bail!(Usage, "input {name:?} of the model is missing");
+            };
+            let (_, tensor) = arrays.swap_remove(at);
+            if tensor.shape().is_empty() || tensor.is_empty() {
+                bail!(Data, "input {name:?} has no samples: its shape is {:?}", tensor.shape());
+            }
+            let tensor = fit::fit(tensor, input, &scaling);
+            tensors.push((name.clone(), tensor.context(|| format!("input {name:?}"))?));
+        }
+        let labels = labels.map(|l| Labels::new(l).context(|| "labels")).transpose()?;
+        Samples::from_tensors(tensors, labels)
+    }
+
     /// How many samples there are.
     pub fn rows(&self) -> usize {
         self.inputs[0].1.shape()[0]
@@ -477,6 +516,34 @@ mod tests {
         let error = Samples::from_tensors(vec![("x".into(), bad)], None).unwrap_err();
         assert!(error.to_string().contains("row 1"), "{error}");
         assert!(Samples::from_tensors(Vec::new(), None).is_err());
+    }
+
+    #[test]
+    fn arrays_of_hosts_are_fitted_to_the_inputs() {
+        let inputs = [
+            Value::fixed("a", ElementType::F32, &[1, 1, 2]),
+            Value::fixed("b", ElementType::I64, &[1]),
+        ];
+        let a =
+            || ("a".to_string(), Tensor::new([3, 2], Data::U8(vec![0, 1, 2, 3, 4, 5])).unwrap());
+        let b = || ("b".to_string(), Tensor::new([3], Data::I32(vec![7, 8, 9])).unwrap());
+        let plain = ReadOptions { scale: Some(vec![2.0]), ..ReadOptions::default() };
+        let fit = |arrays| Samples::fit(arrays, None, &inputs, &plain);
+        let samples = fit(vec![b(), a()]).unwrap();
+        assert_eq!(
+            samples.inputs()[0],
+            ("a".into(), { Tensor::f32([3, 1, 2], vec![0., 2., 4., 6., 8., 10.]) })
+        );
+        assert_eq!(samples.inputs()[1].1.data(), &Data::I64(vec![7, 8, 9]));
+        for (arrays, word) in
+            [(vec![a()], "missing"), (vec![a(), a(), b()], "twice"), (vec![b()], "missing")]
+        {
+            assert!(fit(arrays).unwrap_err().to_string().contains(word), "{word}");
+        }
+        let other = ("c".to_string(), b().1);
+        assert!(fit(vec![a(), b(), other]).unwrap_err().to_string().contains("no input \"c\""));
+        let empty = ("b".to_string(), Tensor::i64([0], Vec::new()));
+        assert!(fit(vec![a(), empty]).unwrap_err().to_string().contains("no samples"));
     }
 
     #[test]

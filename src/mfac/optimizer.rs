@@ -169,6 +169,15 @@ impl Optimizer {
         learning_rate * schedule.factor(self.steps - warmup_steps)
     }
 
+    /// Replaces the peak of η, from which the schedule goes on. Error `Usage`: it is negative or
+    /// not finite; the old one then stays.
+    pub fn set_learning_rate(&mut self, peak: f64) -> Result<()> {
+        let settings = Settings { learning_rate: peak, ..self.settings };
+        check(&self.method, &settings)?;
+        self.settings = settings;
+        Ok(())
+    }
+
     /// One step of `weights` (d numbers) along `gradient`.
     ///
     /// Error `Numerics` for a gradient that is not finite; nothing has changed then.

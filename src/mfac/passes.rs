@@ -45,15 +45,54 @@ pub fn gram(g: Gradients<'_>, sums: Sums, threads: usize) -> Vec<f64> {
     total
 }
 
+/// What [`products`] and [`combine_one`] compute in, kept by those who call them often: with one
+/// thread a second call on gradients of the same shape allocates nothing.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// m and d of the gradients that `partial` is for.
+    shape: (usize, usize),
+    /// Slots of columns and their sums.
+    partial: Vec<(Range<usize>, Vec<f64>)>,
+    /// Rows and sums of a piece, for each thread.
+    pieces: Vec<(Vec<f32>, Vec<f64>)>,
+}
+
+impl Scratch {
+    fn prepare(&mut self, g: Gradients<'_>, count: usize, threads: usize) {
+        let (m, d) = (g.count(), g.dimension());
+        if self.shape != (m, d) {
+            let slots = slots(d, 2 * PIECE, SLOTS);
+            self.partial = slots.into_iter().map(|slot| (slot, Vec::new())).collect();
+            self.shape = (m, d);
+        }
+        for (_, sums) in &mut self.partial {
+            sums.clear();
+            sums.resize(count * m, 0.0);
+        }
+        self.prepare_pieces(count, threads.clamp(1, d.div_ceil(PIECE).max(1)));
+    }
+
+    fn prepare_pieces(&mut self, count: usize, threads: usize) {
+        self.pieces.resize_with(threads, || (vec![0.0; ROWS * PIECE], Vec::new()));
+        self.pieces.iter_mut().for_each(|(_, sums)| sums.resize(PIECE * count, 0.0));
+    }
+}
+
 /// `out[v·m + i] = Σ_j G_ij x_v[j]` for each of the vectors (d numbers each) in `x`.
-pub fn products(g: Gradients<'_>, x: &[f64], out: &mut [f64], threads: usize) {
+pub fn products(
+    g: Gradients<'_>,
+    x: &[f64],
+    out: &mut [f64],
+    scratch: &mut Scratch,
+    threads: usize,
+) {
     let (m, d) = (g.count(), g.dimension());
     let count = out.len() / m.max(1);
     assert!(out.len() == count * m && x.len() == count * d);
-    let mut partial: Vec<_> =
-        slots(d, 2 * PIECE, SLOTS).into_iter().map(|s| (s, vec![0.0; count * m])).collect();
-    let mut scratch = row_scratch(threads, partial.len());
-    parallel::for_each(&mut scratch, partial.iter_mut(), |rows, (slot, sums)| {
+    scratch.prepare(g, count, threads);
+    let Scratch { partial, pieces, .. } = scratch;
+    let threads = pieces.len().min(partial.len().max(1));
+    parallel::for_each(&mut pieces[..threads], partial.iter_mut(), |(rows, _), (slot, sums)| {
         for start in slot.clone().step_by(PIECE) {
             let piece = start..slot.end.min(start + PIECE);
             for first in (0..m).step_by(ROWS) {
@@ -69,7 +108,7 @@ pub fn products(g: Gradients<'_>, x: &[f64], out: &mut [f64], threads: usize) {
     });
     out.fill(0.0);
     for (_, sums) in partial {
-        out.iter_mut().zip(sums).for_each(|(o, s)| *o += s);
+        out.iter_mut().zip(sums).for_each(|(o, s)| *o += *s);
     }
 }
 
@@ -97,28 +136,58 @@ pub fn combine(
             piece.push(part);
         }
     }
-    let mut scratch: Vec<_> = row_scratch(threads, pieces.len())
-        .into_iter()
-        .map(|rows| (rows, vec![0.0; PIECE * count]))
-        .collect();
-    parallel::for_each(&mut scratch, pieces.into_iter().enumerate(), |(rows, sums), (p, parts)| {
+    let mut scratch = Scratch::default();
+    scratch.prepare_pieces(count, threads.clamp(1, pieces.len()));
+    let items = pieces.into_iter().enumerate();
+    parallel::for_each(&mut scratch.pieces, items, |(rows, sums), (p, parts)| {
         let start = range.start + p * PIECE;
         let columns = start..range.end.min(start + PIECE);
         let len = columns.len();
-        sums.fill(0.0);
-        for first in (0..m).step_by(ROWS) {
-            let rows = four_rows(g, first, columns.clone(), rows);
-            for v in 0..count {
-                let four =
-                    std::array::from_fn(|i| factors[v * m..(v + 1) * m].get(first + i).copied());
-                let four: [f64; ROWS] = four.map(|f| f.unwrap_or(0.0));
-                gemv::add(rows, four, &mut sums[v * len..][..len]);
-            }
-        }
+        sum_rows(g, factors, columns.clone(), rows, &mut sums[..count * len]);
         for (v, part) in parts.into_iter().enumerate() {
             finish(v, columns.clone(), &sums[v * len..][..len], part);
         }
     });
+}
+
+/// [`combine`] of one vector over all columns, in scratch that the caller keeps.
+pub fn combine_one(
+    g: Gradients<'_>,
+    factors: &[f64],
+    out: &mut [f32],
+    scratch: &mut Scratch,
+    threads: usize,
+    finish: impl Fn(Range<usize>, &[f64], &mut [f32]) + Sync,
+) {
+    assert!(out.len() == g.dimension() && factors.len() == g.count());
+    let items = out.chunks_mut(PIECE).enumerate();
+    scratch.prepare_pieces(1, threads.clamp(1, items.len().max(1)));
+    parallel::for_each(&mut scratch.pieces, items, |(rows, sums), (p, part)| {
+        let columns = p * PIECE..p * PIECE + part.len();
+        let sums = &mut sums[..part.len()];
+        sum_rows(g, factors, columns.clone(), rows, sums);
+        finish(columns, sums, part);
+    });
+}
+
+/// Σ_i factors[v·m + i] G_i of the columns, for each vector of m factors, to `sums`.
+fn sum_rows(
+    g: Gradients<'_>,
+    factors: &[f64],
+    columns: Range<usize>,
+    rows: &mut [f32],
+    sums: &mut [f64],
+) {
+    let (m, len) = (g.count(), columns.len());
+    sums.fill(0.0);
+    for first in (0..m).step_by(ROWS) {
+        let rows = four_rows(g, first, columns.clone(), rows);
+        for (v, sums) in sums.chunks_exact_mut(len).enumerate() {
+            let four = std::array::from_fn(|i| factors[v * m..(v + 1) * m].get(first + i).copied());
+            let four: [f64; ROWS] = four.map(|f| f.unwrap_or(0.0));
+            gemv::add(rows, four, sums);
+        }
+    }
 }
 
 /// Packs columns `range` of the strip `columns` of G as panels of `depth` rows, those past m zero.
@@ -176,11 +245,6 @@ fn row_or_zeros<'s>(
     let zeros = &mut scratch[..range.len()];
     zeros.fill(0.0);
     zeros
-}
-
-/// Scratch for [`four_rows`], for each thread that has work.
-fn row_scratch(threads: usize, items: usize) -> Vec<Vec<f32>> {
-    vec![vec![0.0; ROWS * PIECE]; threads.clamp(1, items.max(1))]
 }
 
 /// Up to `most` ranges of equal length, a multiple of `unit`, that cover d columns.

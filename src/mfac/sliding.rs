@@ -24,6 +24,23 @@ pub struct Sliding {
     gram: Vec<f64>,
     damping: f64,
     factor: AgedFactor,
+    /// Apart, as it is large and absent where nothing was computed yet.
+    scratch: Option<Box<Scratch>>,
+}
+
+/// What a step computes in; once the window has been full, a step on one thread allocates nothing.
+#[derive(Debug, Default)]
+struct Scratch {
+    /// The newest gradient, as stored.
+    x: Vec<f64>,
+    row: Vec<f32>,
+    /// Gx by rows of the store, and m factors of the rows.
+    products: Vec<f64>,
+    factors: Vec<f64>,
+    /// The same by age.
+    aged: Vec<f64>,
+    rotations: Vec<(f64, f64)>,
+    passes: passes::Scratch,
 }
 
 impl Sliding {
@@ -51,7 +68,8 @@ impl Sliding {
             Error::new(ErrorKind::Memory, message).with_source(e)
         })?;
         gram.resize(numbers, 0.0);
-        Ok(Sliding { store, ages: Vec::new(), gram, damping, factor: AgedFactor::default() })
+        let (ages, factor) = Default::default();
+        Ok(Sliding { store, ages, gram, damping, factor, scratch: None })
     }
 
     /// m, the most gradients in the window.
@@ -90,20 +108,22 @@ impl Sliding {
     ///
     /// Error `Numerics` for a gradient that is not finite; the window is then unchanged.
     pub fn push(&mut self, gradient: &[f32], threads: usize) -> Result<()> {
-        self.enter(gradient, threads).map(drop)
+        self.enter(gradient, threads)
     }
 
     /// [`Sliding::push`], then F⁻¹g of that gradient (as stored) to `out`: two passes over G.
     pub fn step(&mut self, gradient: &[f32], out: &mut [f32], threads: usize) -> Result<()> {
-        let (x, products) = self.enter(gradient, threads)?;
-        self.finish(&x, &products, out, threads);
+        self.enter(gradient, threads)?;
+        let mut scratch = self.scratch.take().unwrap_or_default();
+        self.finish(&mut scratch, out, threads);
+        self.scratch = Some(scratch);
         Ok(())
     }
 
     /// Removes the gradient of age `index`, 0 being the oldest. Panics when there is none.
     pub fn remove(&mut self, index: usize) {
         self.ages.remove(index);
-        self.factor.remove(index);
+        self.factor.remove(index, &mut self.scratch.get_or_insert_default().rotations);
     }
 
     /// Replaces the gradient of age `index` (0 the oldest) by a newest one.
@@ -119,10 +139,12 @@ impl Sliding {
 
     /// F⁻¹x (d numbers) to `out`: two passes over G.
     pub fn apply(&self, x: &[f32], out: &mut [f32], threads: usize) {
-        let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
-        let mut products = vec![0.0; self.capacity()];
-        passes::products(self.store.all(), &x, &mut products, threads);
-        self.finish(&x, &products, out, threads);
+        let mut scratch = Scratch::default();
+        scratch.x.extend(x.iter().map(|&x| f64::from(x)));
+        scratch.products.resize(self.capacity(), 0.0);
+        let Scratch { x, products, passes, .. } = &mut scratch;
+        passes::products(self.store.all(), x, products, passes, threads);
+        self.finish(&mut scratch, out, threads);
     }
 
     /// Replaces λ: the factor is made anew, O(m³).
@@ -227,8 +249,8 @@ impl Sliding {
         [self.capacity() as u64, self.store.dimension() as u64, storage]
     }
 
-    /// Puts the gradient into the window; gives it as stored, with Gg.
-    fn enter(&mut self, gradient: &[f32], threads: usize) -> Result<(Vec<f64>, Vec<f64>)> {
+    /// Puts the gradient into the window; leaves it as stored, and Gg, in the scratch.
+    fn enter(&mut self, gradient: &[f32], threads: usize) -> Result<()> {
         let full = self.len() == self.capacity();
         let free = (0..self.capacity()).find(|row| !self.ages.contains(row));
         let row = free.unwrap_or_else(|| self.ages[0]);
@@ -236,35 +258,41 @@ impl Sliding {
         if full {
             self.remove(0);
         }
-        Ok(self.join(row, threads))
+        self.join(row, threads);
+        Ok(())
     }
 
-    /// Makes the gradient that is stored in `row` the newest; gives it with Gg.
-    fn join(&mut self, row: usize, threads: usize) -> (Vec<f64>, Vec<f64>) {
+    /// Makes the gradient that is stored in `row` the newest; leaves it and Gg in the scratch.
+    fn join(&mut self, row: usize, threads: usize) {
         let (m, d) = (self.capacity(), self.store.dimension());
-        let mut scratch = vec![0.0; d];
-        let stored = self.store.all().row(row, 0..d, &mut scratch);
-        let x: Vec<f64> = stored.iter().map(|&x| f64::from(x)).collect();
-        let mut products = vec![0.0; m];
-        passes::products(self.store.all(), &x, &mut products, threads);
+        let Scratch { x, row: stored, products, aged, passes, .. } =
+            &mut **self.scratch.get_or_insert_default();
+        stored.resize(d, 0.0);
+        x.clear();
+        x.extend(self.store.all().row(row, 0..d, stored).iter().map(|&x| f64::from(x)));
+        products.resize(m, 0.0);
+        passes::products(self.store.all(), x, products, passes, threads);
         for (other, &product) in products.iter().enumerate() {
             self.gram[row * m + other] = product;
             self.gram[other * m + row] = product;
         }
-        let aged = self.ages.iter().map(|&other| products[other]).collect();
+        aged.clear();
+        aged.extend(self.ages.iter().map(|&other| products[other]));
         self.factor.append(aged, products[row], self.damping * m as f64);
         self.ages.push(row);
-        (x, products)
     }
 
-    /// (x − Gᵀ K⁻¹ p)/λ for p = Gx by rows of the store.
-    fn finish(&self, x: &[f64], products: &[f64], out: &mut [f32], threads: usize) {
-        let mut aged: Vec<f64> = self.ages.iter().map(|&row| products[row]).collect();
-        self.factor.solve(&mut aged);
-        let mut factors = vec![0.0; self.capacity()];
-        self.ages.iter().zip(aged).for_each(|(&row, f)| factors[row] = f);
+    /// (x − Gᵀ K⁻¹ p)/λ for the x of the scratch and its p = Gx by rows of the store.
+    fn finish(&self, scratch: &mut Scratch, out: &mut [f32], threads: usize) {
+        let Scratch { x, products, factors, aged, passes, .. } = scratch;
+        aged.clear();
+        aged.extend(self.ages.iter().map(|&row| products[row]));
+        self.factor.solve(aged);
+        factors.clear();
+        factors.resize(self.capacity(), 0.0);
+        self.ages.iter().zip(aged).for_each(|(&row, f)| factors[row] = *f);
         let (g, inverse) = (self.store.all(), 1.0 / self.damping);
-        passes::combine(g, &factors, 0..x.len(), out, threads, |_, columns, sums, out| {
+        passes::combine_one(g, factors, out, passes, threads, |columns, sums, out| {
             for ((out, x), sum) in out.iter_mut().zip(&x[columns]).zip(sums) {
                 *out = ((x - sum) * inverse) as f32;
             }
@@ -310,22 +338,22 @@ impl AgedFactor {
         (2 * self.rows.len()).isqrt()
     }
 
-    /// Joins a gradient: `row` its products with those before it, `square` with itself.
-    fn append(&mut self, mut row: Vec<f64>, square: f64, damping: f64) {
+    /// Joins a gradient: `row` its products with those before it (spoiled), `square` with itself.
+    fn append(&mut self, row: &mut [f64], square: f64, damping: f64) {
         for i in 0..row.len() {
             let l = &self.rows[triangle(i)..triangle(i + 1)];
             row[i] = (row[i] - dot(&l[..i], &row[..i])) / l[i];
         }
         // The Schur complement of mλI + GGᵀ is at least mλ; rounding may not take it below.
-        let pivot = (square + damping - dot(&row, &row)).max(damping);
-        self.rows.extend(row);
+        let pivot = (square + damping - dot(row, row)).max(damping);
+        self.rows.extend_from_slice(row);
         self.rows.push(pivot.sqrt());
     }
 
-    /// Removes gradient k: the rows after it take up its column by rotations.
-    fn remove(&mut self, k: usize) {
+    /// Removes gradient k: the rows after it take up its column by rotations, kept in `rotations`.
+    fn remove(&mut self, k: usize, rotations: &mut Vec<(f64, f64)>) {
         let n = self.len();
-        let mut rotations: Vec<(f64, f64)> = Vec::with_capacity(n - k);
+        rotations.clear();
         for i in k + 1..n {
             let (from, to) = (triangle(i), triangle(i - 1));
             let mut carried = self.rows[from + k];

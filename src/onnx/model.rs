@@ -150,6 +150,19 @@ impl Model {
         Ok(files)
     }
 
+    /// Calls `each` with every tensor whose numbers are in another file.
+    pub fn visit_external(&self, each: &mut dyn FnMut(Tensor) -> Result<()>) -> Result<()> {
+        if !self.has_external_data {
+            return Ok(());
+        }
+        walk::model(&mut self.proto.clone(), &mut |tensor| {
+            if storage::is_external(tensor) && tensor.raw_data.is_none() {
+                each(self.read(tensor)?)?;
+            }
+            Ok(())
+        })
+    }
+
     /// Whether some tensor is stored in another file.
     pub fn has_external_data(&self) -> bool {
         self.has_external_data

@@ -42,7 +42,7 @@ pub use crate::progress::Progress;
 pub use compress::{Method, Options, Pruned, compress};
 pub use magnitude::magnitude;
 pub use pattern::{Pattern, plan_blocks};
-pub use run::Job;
+pub use run::{Job, Run};
 pub use schedule::schedule;
 
 use block::{Ranking, Scratch, Start, Task};

@@ -75,7 +75,7 @@ impl Pattern {
     }
 
     /// A sparsity that the pattern can have.
-    pub(super) fn check_sparsity(self, sparsity: f64) -> Result<()> {
+    pub fn check_sparsity(self, sparsity: f64) -> Result<()> {
         if !(0.0..1.0).contains(&sparsity) {
             bail!(Usage, "sparsity {sparsity} is not in [0, 1)");
         }

@@ -1,7 +1,7 @@
 //! A pruning run over files: a model and samples in, a pruned model and a report out.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -44,18 +44,118 @@ pub struct Job {
 impl Job {
     /// Runs it. The output appears whole or not at all, and never replaces the model it came from.
     pub fn run(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
-        let mut phases = Phases::start();
+        let phases = Phases::start();
         check_output(&self.output, &[&self.model])?;
-        let mut model = Model::load(&self.model)?;
-        let in_model = || self.model.display().to_string();
-        let mut graph = import(&model).context(in_model)?;
+        let model = Model::load(&self.model)?;
+        let graph = import(&model).context(|| self.model.display().to_string())?;
         let calibration = Samples::read(&self.calibration, &graph.inputs, &self.reading)?;
-        declare_baked_batch(&mut graph, &calibration, evaluate::BATCH, cancel).context(in_model)?;
         let evaluation = self
             .evaluation
             .as_deref()
             .map(|path| Samples::read(path, &graph.inputs, &self.reading))
             .transpose()?;
+        let run = Run {
+            calibration: &calibration,
+            evaluation: evaluation.as_ref(),
+            options: &self.options,
+            files: self.files(),
+        };
+        let mut outcome = run.start(model, graph, phases, progress, cancel)?;
+        outcome.model.save(&self.output)?;
+        outcome.report.size = self.size()?;
+        Ok(outcome.finish("write").1)
+    }
+
+    fn files(&self) -> Files {
+        let name = |path: &Path| path.display().to_string();
+        Files {
+            model: name(&self.model),
+            calibration: Some(name(&self.calibration)),
+            evaluation: self.evaluation.as_deref().map(name),
+            output: name(&self.output),
+        }
+    }
+
+    fn size(&self) -> Result<Size> {
+        let (dense_bytes, dense_zstd_bytes) = sizes(&self.model)?;
+        let (pruned_bytes, pruned_zstd_bytes) = sizes(&self.output)?;
+        Ok(Size {
+            dense_bytes,
+            pruned_bytes,
+            dense_zstd_bytes,
+            pruned_zstd_bytes,
+            zstd_level: ZSTD_LEVEL,
+        })
+    }
+}
+
+/// A run over samples in memory.
+#[derive(Debug)]
+pub struct Run<'a> {
+    /// Samples to take gradients of.
+    pub calibration: &'a Samples,
+    /// Samples to compare dense and pruned on.
+    pub evaluation: Option<&'a Samples>,
+    /// What to do.
+    pub options: &'a Options,
+    /// What the report and messages call these.
+    pub files: Files,
+}
+
+/// A run but for its end.
+struct Outcome {
+    model: Model,
+    report: Report,
+    phases: Phases,
+    pruned: Pruned,
+}
+
+impl Outcome {
+    /// The model and the report, once what happened since the last mark is named.
+    fn finish(mut self, last: &str) -> (Model, Report) {
+        self.phases.mark(last);
+        self.report.cost.set_total(self.phases.start.elapsed().as_secs_f64());
+        self.report.phases = self.phases.finish(&self.pruned);
+        (self.model, self.report)
+    }
+}
+
+impl Run<'_> {
+    /// Prunes `model`, whose working graph is `graph` (see [`import`]): the pruned model, which
+    /// differs from the dense one in the pruned tensors and what moved with them, and the report,
+    /// in which the sizes are those of the bytes of both models.
+    pub fn run(
+        &self,
+        model: Model,
+        graph: Graph,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<(Model, Report)> {
+        let phases = Phases::start();
+        let (dense_bytes, dense_zstd_bytes) = model_sizes(&model)?;
+        let mut outcome = self.start(model, graph, phases, progress, cancel)?;
+        let (pruned_bytes, pruned_zstd_bytes) = model_sizes(&outcome.model)?;
+        outcome.report.size = Size {
+            dense_bytes,
+            pruned_bytes,
+            dense_zstd_bytes,
+            pruned_zstd_bytes,
+            zstd_level: ZSTD_LEVEL,
+        };
+        Ok(outcome.finish("measure"))
+    }
+
+    fn start(
+        &self,
+        mut model: Model,
+        mut graph: Graph,
+        mut phases: Phases,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<Outcome> {
+        let in_model = || self.files.model.clone();
+        let calibration = self.calibration;
+        declare_baked_batch(&mut graph, calibration, evaluate::BATCH, cancel).context(in_model)?;
         phases.mark("read");
         let source = Graph::from_model(&model).context(in_model)?;
         let readers = source.uses();
@@ -64,9 +164,9 @@ impl Job {
             source.initializers.contains_key(name)
                 && readers.get(name).is_some_and(|u| u.len() == 1)
         };
-        let pruned = compress(&graph, adjustable, &calibration, &self.options, progress, cancel)
-            .map_err(|e| match e.kind() {
-                ErrorKind::Data => e.context(self.calibration.display().to_string()),
+        let pruned = compress(&graph, adjustable, calibration, self.options, progress, cancel)
+            .map_err(|e| match (e.kind(), &self.files.calibration) {
+                (ErrorKind::Data, Some(calibration)) => e.context(calibration),
                 _ => e.context(in_model()),
             })?;
         let mut pruned_graph = graph.clone();
@@ -81,36 +181,33 @@ impl Job {
         phases.mark("prepare and prune");
         progress.begin("checking", 3);
         let models = Models { dense: &graph, pruned: &pruned_graph };
-        let evaluated =
-            evaluation.as_ref().map(|e| self.evaluate(&models, e, cancel)).transpose()?;
+        let evaluated = self.evaluation.map(|e| self.evaluate(&models, e, cancel)).transpose()?;
         progress.advance(1);
-        let measured_loss = self.measured_loss(&models, &calibration, &pruned, cancel)?;
+        let measured_loss = self.measured_loss(&models, calibration, &pruned, cancel)?;
         phases.mark("evaluate");
-        let latency = self.latency(&models, &calibration, cancel)?;
+        let latency = self.latency(&models, calibration, cancel)?;
         phases.mark("latency");
         progress.advance(2);
-        let forward_s = self.forward_s(&graph, &calibration, cancel)?;
+        let forward_s = self.forward_s(&graph, calibration, cancel)?;
         phases.mark("forward passes alone");
         cancel.check()?;
-        model.save(&self.output)?;
-        let size = self.size()?;
-        phases.mark("write");
         let layers = layers(&pruned, self.options.method);
-        Ok(Report {
+        let report = Report {
             schema: SCHEMA.into(),
             hone_version: env!("CARGO_PKG_VERSION").into(),
-            files: self.files(),
-            options: settings(&self.options),
+            files: self.files.clone(),
+            options: settings(self.options),
             total: self.total(&layers, &pruned, measured_loss),
             layers,
             adjusted: pruned.biases.iter().map(|(name, _)| name.clone()).collect(),
             skipped: skipped(&pruned),
             evaluation: evaluated,
-            size,
+            size: Size::default(),
             latency: Some(latency),
-            cost: self.cost(&pruned, forward_s, phases.start.elapsed().as_secs_f64()),
-            phases: phases.finish(&pruned),
-        })
+            cost: cost(&pruned, forward_s),
+            phases: Vec::new(),
+        };
+        Ok(Outcome { model, report, phases, pruned })
     }
 
     fn run_options(&self) -> RunOptions {
@@ -181,28 +278,6 @@ impl Job {
         Ok(Some(once * taken as f64 / samples.rows() as f64))
     }
 
-    fn cost(&self, pruned: &Pruned, forward: Option<f64>, total_seconds: f64) -> Cost {
-        let multiple = |s: f64| forward.map(|forward| s / forward.max(f64::MIN_POSITIVE));
-        Cost {
-            total_seconds,
-            forward_seconds: forward,
-            gradients_multiple: multiple(pruned.gradient_s),
-            pruning_multiple: multiple(pruned.fisher_s + pruned.prune_s),
-            total_multiple: multiple(total_seconds),
-            peak_memory_bytes: Some(sys::peak_memory_bytes()),
-        }
-    }
-
-    fn files(&self) -> Files {
-        let name = |path: &Path| path.display().to_string();
-        Files {
-            model: name(&self.model),
-            calibration: Some(name(&self.calibration)),
-            evaluation: self.evaluation.as_deref().map(name),
-            output: name(&self.output),
-        }
-    }
-
     fn total(&self, layers: &[LayerRow], pruned: &Pruned, measured_loss: Option<f64>) -> Total {
         let (weights, zeros) = layers.iter().fold((0, 0), |(w, z), l| (w + l.weights, z + l.zeros));
         let predicted = || pruned.predicted_loss.iter().sum();
@@ -213,18 +288,6 @@ impl Job {
             predicted_loss: (self.options.method == Method::MFac).then(predicted),
             measured_loss,
         }
-    }
-
-    fn size(&self) -> Result<Size> {
-        let (dense_bytes, dense_zstd_bytes) = sizes(&self.model)?;
-        let (pruned_bytes, pruned_zstd_bytes) = sizes(&self.output)?;
-        Ok(Size {
-            dense_bytes,
-            pruned_bytes,
-            dense_zstd_bytes,
-            pruned_zstd_bytes,
-            zstd_level: ZSTD_LEVEL,
-        })
     }
 }
 
@@ -267,6 +330,27 @@ impl Phases {
         let parts = parts.map(|(name, seconds)| Phase { name: name.into(), seconds });
         self.list.splice(at..=at, parts.collect::<Vec<_>>());
         self.list
+    }
+}
+
+/// What the run cost but for its total time, which is not known yet.
+fn cost(pruned: &Pruned, forward_seconds: Option<f64>) -> Cost {
+    let mut cost = Cost { forward_seconds, ..Cost::default() };
+    cost.gradients_multiple = cost.multiple(pruned.gradient_s);
+    cost.pruning_multiple = cost.multiple(pruned.fisher_s + pruned.prune_s);
+    cost
+}
+
+impl Cost {
+    /// `seconds` as a multiple of the forward passes.
+    fn multiple(&self, seconds: f64) -> Option<f64> {
+        self.forward_seconds.map(|forward| seconds / forward.max(f64::MIN_POSITIVE))
+    }
+
+    fn set_total(&mut self, seconds: f64) {
+        self.total_seconds = seconds;
+        self.total_multiple = self.multiple(seconds);
+        self.peak_memory_bytes = Some(sys::peak_memory_bytes());
     }
 }
 
@@ -348,4 +432,33 @@ fn sizes(path: &Path) -> Result<(u64, u64)> {
         packed += io::copy(&mut encoder, &mut io::sink()).map_err(failed)?;
     }
     Ok((plain, packed))
+}
+
+/// Bytes of a model with all its tensors, as they are and compressed.
+fn model_sizes(model: &Model) -> Result<(u64, u64)> {
+    let failed = |e: io::Error| error!(Memory, "{}: cannot be compressed: {e}", model.name());
+    let mut encoder = zstd::stream::write::Encoder::new(Count(0), ZSTD_LEVEL).map_err(failed)?;
+    let bytes = model.to_bytes()?;
+    let mut plain = bytes.len() as u64;
+    encoder.write_all(&bytes).map_err(failed)?;
+    model.visit_external(&mut |tensor| {
+        let bytes = tensor.data().to_le_bytes();
+        plain += bytes.len() as u64;
+        encoder.write_all(&bytes).map_err(failed)
+    })?;
+    Ok((plain, encoder.finish().map_err(failed)?.0))
+}
+
+/// Counts what is written.
+struct Count(u64);
+
+impl Write for Count {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

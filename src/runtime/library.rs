@@ -1,16 +1,17 @@
 //! Finding and loading ONNX Runtime's shared library, once per process.
 //!
-//! In order: the file named by [`use_library`]; the file named by `HONE_ORT_DYLIB`, else by
-//! `ORT_DYLIB_PATH`; a copy the process has mapped already; beside the file this code is linked
-//! into, in `../lib`, and where `scripts/setup` puts it in a source tree; the system's library
-//! path. A file that was named explicitly is the only candidate. One process has one ONNX Runtime
-//! environment for ever, so the first success (or the first failure) is final.
+//! In order: the file named by [`use_library`], or the interface of a host by [`use_api`]; the file
+//! named by `HONE_ORT_DYLIB`, else by `ORT_DYLIB_PATH`; a copy the process has mapped already;
+//! beside the file this code is linked into, in `../lib`, and where `scripts/setup` puts it in a
+//! source tree; the system's library path. A file that was named explicitly is the only candidate.
+//! One process has one ONNX Runtime environment for ever, so the first success is final; after a
+//! failure another file may be named.
 
 use std::env;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use ort::environment::Environment;
+use ort::environment::{Environment, EnvironmentBuilder};
 use ort::logging::LogLevel;
 
 use crate::error::{Error, ErrorKind, Result, bail};
@@ -18,51 +19,89 @@ use crate::sys;
 
 const SONAME: &str = "libonnxruntime.so.1";
 
-static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
-static LOADED: OnceLock<Result<Environment, String>> = OnceLock::new();
+static LOADED: OnceLock<Environment> = OnceLock::new();
+/// Held while ONNX Runtime is chosen or loaded.
+static CHOICE: Mutex<Choice> = Mutex::new(Choice::Search);
 
-/// Names the library to load; an error when ONNX Runtime is loaded already or another was named.
+/// Where ONNX Runtime is to come from.
+#[derive(PartialEq)]
+enum Choice {
+    Search,
+    File(PathBuf),
+    /// The host has it; the address of what it handed over.
+    Host(usize),
+}
+
+/// Names the library to load. Naming the one that is loaded already is fine; an error
+/// (`Conflict`) when ONNX Runtime came from elsewhere.
 pub fn use_library(path: impl Into<PathBuf>) -> Result<()> {
-    let path = path.into();
-    if LOADED.get().is_some() || *CHOSEN.get_or_init(|| path.clone()) != path {
-        bail!(Runtime, "ONNX Runtime is loaded once per process, and that has happened already");
+    choose(Choice::File(path.into())).map(drop)
+}
+
+/// Takes the ONNX Runtime of the host: `api` is its function table of version
+/// [`ort::sys::ORT_API_VERSION`], and `base` the address by which it is known. An error when ONNX
+/// Runtime came from elsewhere.
+pub fn use_api(base: usize, api: ort::sys::OrtApi) -> Result<()> {
+    if choose(Choice::Host(base))? && !ort::set_api(api) {
+        bail!(Conflict, "ONNX Runtime is in use already, so the host's cannot be taken");
     }
     Ok(())
 }
 
-/// Loads ONNX Runtime unless that has been done; an error lists every place that was tried.
-pub fn load() -> Result<&'static Environment> {
-    let loaded = LOADED.get_or_init(find_and_load);
-    loaded.as_ref().map_err(|message| Error::new(ErrorKind::Runtime, message))
+/// Whether the choice is a new one; an error when ONNX Runtime has come from elsewhere.
+fn choose(wanted: Choice) -> Result<bool> {
+    let mut choice = locked();
+    if *choice == wanted {
+        return Ok(false);
+    }
+    if LOADED.get().is_some() || matches!(*choice, Choice::Host(_)) {
+        bail!(Conflict, "a process has one ONNX Runtime, and it has come from elsewhere already");
+    }
+    *choice = wanted;
+    Ok(true)
 }
 
-fn find_and_load() -> Result<Environment, String> {
+fn locked() -> MutexGuard<'static, Choice> {
+    // The choice is replaced in one step, so a panic elsewhere leaves it whole.
+    CHOICE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Loads ONNX Runtime unless that has been done; an error lists every place that was tried.
+pub fn load() -> Result<&'static Environment> {
+    if let Some(environment) = LOADED.get() {
+        return Ok(environment);
+    }
+    let choice = locked();
+    if LOADED.get().is_none() {
+        let environment = match &*choice {
+            Choice::Host(_) => start(ort::init()).map_err(|e| format!("the host's: {e}")),
+            Choice::File(path) => find_and_load(vec![path.clone()]),
+            Choice::Search => find_and_load(candidates()),
+        };
+        let environment = environment.map_err(|message| Error::new(ErrorKind::Runtime, message))?;
+        if !matches!(*choice, Choice::Host(_)) {
+            // The host's own messages are the host's business.
+            environment.set_log_level(LogLevel::Warning);
+        }
+        let _ = LOADED.set(environment);
+    }
+    Ok(LOADED.get().expect("it was there or has just been set, under the lock"))
+}
+
+fn find_and_load(candidates: Vec<PathBuf>) -> Result<Environment, String> {
     // Libraries from 1.29 on report to their maker unless this is set before they are loaded;
     // what the API offers afterwards comes too late.
     sys::set_default_env("ORT_DISABLE_TELEMETRY", "1");
     let mut tried = String::new();
-    for candidate in candidates() {
+    for candidate in candidates {
         match ort::init_from(&candidate) {
             Ok(builder) => {
-                let environment = builder
-                    .with_name("hone")
-                    .with_telemetry(false)
-                    .with_logger(Arc::new(forward))
-                    .build()
+                let environment = start(builder)
                     .map_err(|e| format!("ONNX Runtime {}: {e}", candidate.display()))?;
-                environment.set_log_level(LogLevel::Warning);
                 log::info!("ONNX Runtime: {}", candidate.display());
                 return Ok(environment);
             }
-            Err(e) => {
-                // The loader's Display leaves out what the system said.
-                let said = match &e {
-                    ort::LoadDynamicError::Dlopen { error, .. } => std::error::Error::source(error),
-                    _ => None,
-                };
-                let reason = said.map_or(String::new(), |s| format!(" ({s})"));
-                tried += &format!("\n  {}: {e}{reason}", candidate.display());
-            }
+            Err(e) => tried += &format!("\n  {}", reason(&candidate, &e)),
         }
     }
     Err(format!(
@@ -71,13 +110,24 @@ fn find_and_load() -> Result<Environment, String> {
     ))
 }
 
+fn start(builder: EnvironmentBuilder) -> ort::Result<Environment> {
+    builder.with_name("hone").with_telemetry(false).with_logger(Arc::new(forward)).build()
+}
+
+fn reason(candidate: &Path, e: &ort::LoadDynamicError) -> String {
+    // The loader's Display leaves out what the system said.
+    let said = match e {
+        ort::LoadDynamicError::Dlopen { error, .. } => std::error::Error::source(error),
+        _ => None,
+    };
+    let reason = said.map_or(String::new(), |s| format!(" ({s})"));
+    format!("{}: {e}{reason}", candidate.display())
+}
+
 /// The files to try, best first.
 fn candidates() -> Vec<PathBuf> {
-    let named = CHOSEN.get().cloned();
     let variable = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let explicit =
-        named.or_else(|| variable("HONE_ORT_DYLIB")).or_else(|| variable("ORT_DYLIB_PATH"));
-    if let Some(path) = explicit {
+    if let Some(path) = variable("HONE_ORT_DYLIB").or_else(|| variable("ORT_DYLIB_PATH")) {
         return vec![path];
     }
     let mut list: Vec<PathBuf> =

@@ -9,5 +9,5 @@ mod library;
 mod session;
 
 pub use device::Device;
-pub use library::{load, use_library};
+pub use library::{load, use_api, use_library};
 pub use session::{Outputs, Session, SessionOptions};

@@ -1,0 +1,41 @@
+// Scores all rows of two sites that a marginalization model could see, likeliest first.
+//
+//     score_cc model.onnx
+#include <hone.hpp>
+
+#include <algorithm>
+#include <cstdio>
+#include <vector>
+
+int main(int argc, char **argv) try {
+    if (argc != 2) {
+        std::fprintf(stderr, "usage: %s MODEL\n", argv[0]);
+        return 2;
+    }
+    hone::Engine engine;
+    hone::Scorer scorer(hone::Model::load(engine, argv[1]));
+    std::vector<std::int64_t> rows;
+    const auto values = static_cast<std::int64_t>(std::min<std::size_t>(scorer.vocab(), 8));
+    for (std::int64_t a = 0; a < values; a++) {
+        for (std::int64_t b = 0; b < values; b++) {
+            std::vector<std::int64_t> row(scorer.length(), -1);
+            row.at(0) = a;
+            row.at(1) = b;
+            rows.insert(rows.end(), row.begin(), row.end());
+        }
+    }
+    const auto log_p = scorer.score(rows);
+    std::vector<std::size_t> order(log_p.size());
+    for (std::size_t i = 0; i < order.size(); i++) order[i] = i;
+    std::sort(order.begin(), order.end(), [&](auto a, auto b) { return log_p[a] > log_p[b]; });
+    for (auto i : order) {
+        const auto *row = &rows[i * scorer.length()];
+        std::printf("%lld %lld  %8.4f\n", static_cast<long long>(row[0]),
+                    static_cast<long long>(row[1]), log_p[i]);
+    }
+    const auto drawn = scorer.sample(std::vector<std::int64_t>(scorer.length(), -1));
+    return drawn.size() == scorer.length() ? 0 : 1;
+} catch (const hone::Error &error) {
+    std::fprintf(stderr, "score_cc: %s\n", error.what());
+    return 1;
+}

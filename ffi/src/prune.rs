@@ -1,0 +1,285 @@
+//! Pruning a model by second-order information, as a job.
+
+use std::ffi::c_char;
+use std::mem::MaybeUninit;
+
+use hone_core::engine::Outcome;
+use hone_core::gradient::seed::Fisher;
+use hone_core::onnx::Model;
+use hone_core::prune::report::Files;
+use hone_core::prune::{Damping, Method, Options, Pattern, Run, Scope, Selection, Update};
+
+use crate::arguments::{given, optional_path, optional_text, or, texts, threads_or_all};
+use crate::engine::Home;
+use crate::error::{guard, hone_error};
+use crate::job::{hone_job, hone_observer, submit};
+use crate::model::hone_model;
+use crate::options::{self, Extensible};
+use crate::samples::hone_samples;
+
+/// How weights are chosen.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum hone_method {
+    /// By second-order saliency (M-FAC); the others move to make up for them.
+    Mfac = 0,
+    /// By absolute value, as a baseline.
+    Magnitude = 1,
+}
+
+/// How far one threshold reaches.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum hone_scope {
+    /// All layers together: layers that matter less lose more.
+    Global = 0,
+    /// The same sparsity in each layer.
+    Layer = 1,
+}
+
+/// How the surviving weights make up for the removed ones.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum hone_update {
+    /// The exact optimum for the removed set.
+    Joint = 0,
+    /// The sum of single-weight updates, as published.
+    Independent = 1,
+}
+
+/// What is differentiated for the Fisher.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum hone_seed {
+    /// Random cotangents on the outputs, centred over the classes; needs no labels.
+    Outputs = 0,
+    /// Random cotangents as they come.
+    Gaussian = 1,
+    /// Cross-entropy with the labels of the samples.
+    Labels = 2,
+    /// Cross-entropy with labels drawn from the model.
+    Sampled = 3,
+    /// Half the mean squared distance to the targets of the samples.
+    Mse = 4,
+    /// The output itself is the loss.
+    Scalar = 5,
+}
+
+/// A choice that may be left to hone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum hone_choice {
+    /// As hone sees fit.
+    Auto = 0,
+    /// Yes.
+    On = 1,
+    /// No.
+    Off = 2,
+}
+
+/// As `block`: one Fisher block for each whole layer.
+pub const HONE_BLOCK_LAYER: u32 = u32::MAX;
+
+/// How to prune. Zero means default.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct hone_prune_options {
+    /// sizeof(hone_prune_options)
+    pub size: usize,
+    /// The fraction of prunable weights to remove, above 0 and below 1; 0 only with an N:M pattern,
+    /// which then fixes it.
+    pub sparsity: f64,
+    /// λ as a fraction of the layer's mean Fisher diagonal; 0 means 0.01.
+    pub damping: f64,
+    /// λ itself, in units of a squared gradient; 0 means the fraction above.
+    pub damping_absolute: f64,
+    /// Which weights go together: "N:M" such as "2:4" (at most N of M consecutive inputs stay);
+    /// NULL means "unstructured".
+    pub pattern: *const c_char,
+    /// Where the pruned model is written as soon as it is made; NULL means nowhere: see
+    /// `hone_job_model`.
+    pub output: *const c_char,
+    /// `skip_count` names of tensors to leave alone; * stands for any characters.
+    pub skip: *const *const c_char,
+    /// How many.
+    pub skip_count: usize,
+    /// `outputs_count` names of outputs to differentiate; none means all float ones.
+    pub outputs: *const *const c_char,
+    /// How many.
+    pub outputs_count: usize,
+    /// Samples to compare the dense and the pruned model on; NULL for none.
+    pub evaluation: *const hone_samples,
+    /// Seeds the choice of samples and the random cotangents.
+    pub seed: u64,
+    /// What gradients and Fisher blocks may take in memory, in bytes; 0 means the engine's limit.
+    pub memory_limit: u64,
+    /// A `hone_method`.
+    pub method: u32,
+    /// A `hone_scope`.
+    pub scope: u32,
+    /// A `hone_update`.
+    pub update: u32,
+    /// A `hone_seed`: what is differentiated.
+    pub fisher: u32,
+    /// A `hone_choice`: whether layers get their old output statistics back after each stage.
+    pub match_statistics: u32,
+    /// How often the survivors of a block are scored anew; 0 means after each removed weight.
+    pub selection_stages: u32,
+    /// Weights per Fisher block; 0 means 128. HONE_BLOCK_LAYER means whole layers.
+    pub block: u32,
+    /// How often gradients are taken anew on the way to the sparsity; 0 means 8.
+    pub stages: u32,
+    /// Gradients of each stage (m); 0 means 512.
+    pub gradients: u32,
+    /// Samples averaged into a gradient; 0 means 1.
+    pub fisher_batch: u32,
+    /// Threads; 0 means the engine's number. The result does not depend on it.
+    pub threads: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Who hears of the progress.
+    pub observer: hone_observer,
+}
+
+// SAFETY: plain data of C without padding that starts with its size.
+unsafe impl Extensible for hone_prune_options {}
+
+/// Submits the pruning of `model` with gradients taken on `calibration`; the job makes a model and
+/// a report (schema "hone.report/1"). The model and the samples may be freed at once.
+///
+/// Errors are of options only; what happens later is the job's: see `hone_job_result`.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn hone_prune(
+    model: Option<&hone_model>,
+    calibration: Option<&hone_samples>,
+    options: *const hone_prune_options,
+    out: Option<&mut MaybeUninit<*mut hone_job>>,
+) -> Option<Box<hone_error>> {
+    guard(|| {
+        let (model, out) = (given(model, "model")?, given(out, "out")?);
+        let calibration = given(calibration, "calibration")?.0.clone();
+        // SAFETY: the header asks for a struct of its size or NULL.
+        let o = unsafe { options::read(options, "options") }?;
+        // SAFETY: the header asks for live samples or NULL.
+        let evaluation = unsafe { o.evaluation.as_ref() }.map(|e| e.0.clone());
+        // SAFETY: the header asks for a string or NULL.
+        let output = unsafe { optional_path(o.output, "output") }?;
+        // SAFETY: the header says what the pointers in the struct are.
+        let options = unsafe { plan(&o, &model.home) }?;
+        let graph = model.graph()?;
+        let (source, files) = (
+            model.model.clone(),
+            Files {
+                model: model.model.name().into(),
+                calibration: Some("calibration samples".into()),
+                evaluation: evaluation.as_ref().map(|_| "evaluation samples".into()),
+                output: output
+                    .as_ref()
+                    .map_or_else(|| "memory".into(), |p| p.display().to_string()),
+            },
+        );
+        submit(&model.home, o.observer, out, move |progress, cancel| {
+            let run = Run {
+                calibration: &calibration,
+                evaluation: evaluation.as_deref(),
+                options: &options,
+                files,
+            };
+            let (source, graph) = (Model::clone(&source), graph.as_ref().clone());
+            let (pruned, report) = run.run(source, graph, progress, cancel)?;
+            if let Some(path) = output {
+                pruned.save(path)?;
+            }
+            Ok(Outcome { report: report.to_json(), model: Some(pruned.into()) })
+        })
+    })
+}
+
+/// Options of the library from those of C.
+///
+/// # Safety
+///
+/// The pointers in the struct must be what the header says.
+unsafe fn plan(o: &hone_prune_options, home: &Home) -> Result<Options, hone_error> {
+    options::check_reserved(o.reserved)?;
+    // SAFETY: the header asks for a string or NULL.
+    let pattern = unsafe { optional_text(o.pattern, "pattern") }?;
+    let pattern: Pattern = pattern.unwrap_or("unstructured").parse()?;
+    let sparsity = match pattern {
+        Pattern::NOfM { .. } => or(o.sparsity, pattern.sparsity_limit()),
+        Pattern::Unstructured => o.sparsity,
+    };
+    if !(sparsity > 0.0 && sparsity < 1.0) {
+        return Err(hone_error::argument(format!(
+            "`sparsity` is {sparsity}; say which fraction of the weights to remove, such as 0.9"
+        )));
+    }
+    pattern.check_sparsity(sparsity)?;
+    let method = choose(o.method, "hone_method", &[Method::MFac, Method::Magnitude])?;
+    let update = choose(o.update, "hone_update", &[Update::Joint, Update::Independent])?;
+    let seeds = [
+        Fisher::Outputs,
+        Fisher::Gaussian,
+        Fisher::Labels,
+        Fisher::Sampled,
+        Fisher::Mse,
+        Fisher::Scalar,
+    ];
+    // The baselines are as published.
+    let auto = method == Method::MFac && update == Update::Joint;
+    Ok(Options {
+        sparsity,
+        method,
+        pattern,
+        scope: choose(o.scope, "hone_scope", &[Scope::Global, Scope::Layer])?,
+        update,
+        selection: match o.selection_stages {
+            0 => Selection::Greedy,
+            n => Selection::Staged { stages: n as usize },
+        },
+        block: match o.block {
+            0 => 128,
+            HONE_BLOCK_LAYER => usize::MAX,
+            n => n as usize,
+        },
+        damping: damping(o.damping, o.damping_absolute)?,
+        stages: or(o.stages, 8) as usize,
+        gradients: or(o.gradients, 512) as usize,
+        fisher_batch: or(o.fisher_batch, 1) as usize,
+        fisher: choose(o.fisher, "hone_seed", &seeds)?,
+        match_statistics: choose(o.match_statistics, "hone_choice", &[auto, true, false])?,
+        // SAFETY: the header asks for so many strings.
+        outputs: unsafe { texts(o.outputs, o.outputs_count, "outputs") }?,
+        // SAFETY: the header asks for so many strings.
+        skip: unsafe { texts(o.skip, o.skip_count, "skip") }?,
+        seed: o.seed,
+        threads: if o.threads == 0 { home.threads } else { threads_or_all(o.threads) },
+        device: home.device,
+        memory_limit_bytes: match o.memory_limit {
+            0 => home.memory_limit,
+            n => usize::try_from(n).unwrap_or(usize::MAX),
+        },
+    })
+}
+
+/// λ from a fraction (0 means 0.01) and an absolute value (0 means the fraction).
+pub(crate) fn damping(relative: f64, absolute: f64) -> Result<Damping, hone_error> {
+    let (damping, value) = match absolute {
+        0.0 => {
+            let fraction = or(relative, 0.01);
+            (Damping::Relative(fraction), fraction)
+        }
+        lambda => (Damping::Absolute(lambda), lambda),
+    };
+    if !(value > 0.0 && value.is_finite()) {
+        return Err(hone_error::argument(format!("the damping {value} is not a positive number")));
+    }
+    Ok(damping)
+}
+
+/// The meaning of an enum that came in as a number.
+pub(crate) fn choose<T: Copy>(number: u32, name: &str, values: &[T]) -> Result<T, hone_error> {
+    let value = values.get(number as usize).copied();
+    value.ok_or_else(|| hone_error::argument(format!("{number} is no {name}")))
+}

@@ -1,0 +1,445 @@
+//! Marginalization models (MaM): probabilities, conditionals and draws of discrete rows.
+
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+
+use hone_core::cancel::Cancel;
+use hone_core::engine::SignalsBlocked;
+use hone_core::mam::contract::Trained;
+use hone_core::mam::{LoadOptions, Mam, Method, Orders, Rows, SampleOptions, ScoreOptions, Source};
+use hone_core::onnx::Model;
+use serde_json::json;
+
+use crate::arguments::{check_apart, give, given, or, slice, slice_mut, threads_or_all};
+use crate::engine::Home;
+use crate::error::{guard, hone_error};
+use crate::model::hone_model;
+use crate::options::{self, Extensible};
+use crate::report::hone_report;
+
+/// By which half of a marginalization model a question is answered.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum hone_half {
+    /// By θ where it sums to one by construction, else by φ.
+    Auto = 0,
+    /// By θ: one pass. What θ says is a likelihood only as far as it sums to one, which training
+    /// brings about approximately; its differences between rows need no such caution.
+    Theta = 1,
+    /// By chains of φ, averaged over orders: a lower bound, in expectation.
+    Phi = 2,
+}
+
+/// How to load a scorer. Zero means default.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct hone_scorer_options {
+    /// sizeof(hone_scorer_options)
+    pub size: usize,
+    /// Threads that one question uses; 0 means the engine's number. Answers do not depend on it.
+    pub threads: u32,
+    /// Most rows in one run of a net; 0 means 64.
+    pub batch: u32,
+}
+
+// SAFETY: plain data of C without padding that starts with its size.
+unsafe impl Extensible for hone_scorer_options {}
+
+/// How to score. Zero means default.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct hone_score_options {
+    /// sizeof(hone_score_options)
+    pub size: usize,
+    /// Seeds the orders of φ's chains.
+    pub seed: u64,
+    /// A `hone_half`.
+    pub half: u32,
+    /// Orders of φ's chains; 0 means 1. A model that was trained in one order has that one.
+    pub orders: u32,
+}
+
+// SAFETY: plain data of C without padding that starts with its size.
+unsafe impl Extensible for hone_score_options {}
+
+/// How to draw. Zero means default.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct hone_sample_options {
+    /// sizeof(hone_sample_options)
+    pub size: usize,
+    /// Of the random numbers.
+    pub seed: u64,
+    /// The number of the first draw, so that a run in parts equals a run in one.
+    pub first_draw: u64,
+    /// Logits are divided by it; 0 means 1.
+    pub temperature: f64,
+    /// Draw from the likeliest so many values of a site only; 0 means all.
+    pub top_k: u32,
+    /// Sweeps that redraw what was missing, in blocks, afterwards; 0 means none.
+    pub sweeps: u32,
+    /// Sites in a block; 0 means 1.
+    pub block: u32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+
+// SAFETY: plain data of C without padding that starts with its size.
+unsafe impl Extensible for hone_sample_options {}
+
+/// A marginalization model, ready to answer. Immutable: any number of threads may ask at once.
+///
+/// Rows are int64 values, row after row, each of as many sites as `hone_scorer_length` says; −1 is
+/// missing. An answer does not depend on the rows beside it. A row that has none, because a value
+/// is not one of its site, say, gets NaN; asked alone, it is the error of the call.
+pub struct hone_scorer {
+    home: Arc<Home>,
+    mam: Mam,
+}
+
+/// Makes a scorer of `model`, and of `other` if the halves are in two files (NULL if not). The
+/// models must keep the contract of marginalization models (docs/mam-contract.md).
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn hone_scorer_new(
+    model: Option<&hone_model>,
+    other: Option<&hone_model>,
+    options: *const hone_scorer_options,
+    out: Option<&mut MaybeUninit<*mut hone_scorer>>,
+) -> Option<Box<hone_error>> {
+    guard(|| {
+        let (model, out) = (given(model, "model")?, given(out, "out")?);
+        // SAFETY: the header asks for a struct of its size or NULL.
+        let o = unsafe { options::read(options, "options") }?;
+        let home = model.home.clone();
+        let threads = if o.threads == 0 { home.threads } else { threads_or_all(o.threads) };
+        let batch = or(o.batch as usize, LoadOptions::default().batch);
+        let load = LoadOptions { device: home.device, threads, batch };
+        let models = [Some(model), other].into_iter().flatten();
+        let models: Vec<Model> = models.map(|m| Model::clone(&m.model)).collect();
+        let _blocked = SignalsBlocked::new();
+        let mam = Mam::from_models(&models, load, &Cancel::new())?;
+        give(out, hone_scorer { home, mam });
+        Ok(())
+    })
+}
+
+/// The number of sites of a row; 0 for NULL.
+#[unsafe(no_mangle)]
+pub extern "C" fn hone_scorer_length(scorer: Option<&hone_scorer>) -> usize {
+    scorer.map_or(0, |s| s.mam.contract().length)
+}
+
+/// The number of values of the site that has most; 0 for NULL.
+#[unsafe(no_mangle)]
+pub extern "C" fn hone_scorer_vocab(scorer: Option<&hone_scorer>) -> usize {
+    scorer.map_or(0, |s| s.mam.contract().vocab)
+}
+
+/// What the model is: halves, sites and values, log Z, and what is odd about it. Schema
+/// "hone.scorer/1".
+#[unsafe(no_mangle)]
+#[must_use]
+pub extern "C" fn hone_scorer_inspect(
+    scorer: Option<&hone_scorer>,
+    out: Option<&mut MaybeUninit<*mut hone_report>>,
+) -> Option<Box<hone_error>> {
+    guard(|| {
+        let (scorer, out) = (given(scorer, "scorer")?, given(out, "out")?);
+        let (mam, contract) = (&scorer.mam, scorer.mam.contract());
+        let report = json!({
+            "schema": "hone.scorer/1",
+            "length": contract.length,
+            "vocab": contract.vocab,
+            "cardinalities": contract.cardinalities,
+            "theta": mam.has_theta(),
+            "chains": mam.has_chains(),
+            "distributions": mam.has_phi(),
+            "normalised": mam.is_normalised(),
+            "log_z": mam.log_z(),
+            "orders": contract.orders.to_string(),
+            "warnings": mam.warnings(),
+        });
+        give(out, hone_report::new(&format!("{report:#}\n"))?);
+        Ok(())
+    })
+}
+
+/// log p of the known sites of each of `count` rows to `out` (`count` numbers), in nats.
+///
+/// Errors: INVALID_ARGUMENT for a half that the model lacks; UNAVAILABLE in a forked child.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn hone_scorer_score(
+    scorer: Option<&hone_scorer>,
+    rows: *const i64,
+    count: usize,
+    options: *const hone_score_options,
+    out: *mut f64,
+) -> Option<Box<hone_error>> {
+    guard(|| {
+        let scorer = scorer_here(scorer)?;
+        // SAFETY: the header asks for so many rows, and room for as many numbers.
+        let (rows, out) = unsafe { rows_and_out(scorer, rows, count, out) }?;
+        // SAFETY: the header asks for a struct of its size or NULL.
+        let o = unsafe { options::read(options, "options") }?;
+        let method = scorer.method(o.half)?;
+        let how = ScoreOptions {
+            method,
+            orders: scorer.orders(&o),
+            log_normaliser: None,
+            conflict: false,
+            surprise: false,
+        };
+        let _blocked = SignalsBlocked::new();
+        let scores = scorer.mam.score(&rows, &how, &Cancel::new())?;
+        let log_p = |s: hone_core::mam::Score| match method {
+            Method::Theta => s.theta,
+            _ => s.phi.map(|chain| chain.log_p),
+        };
+        fill(scores.into_iter().map(|s| s.map(|s| log_p(s).unwrap_or(f64::NAN))), out)
+    })
+}
+
+/// log p of the other known sites of each row given those at which `given` (a byte for each cell of
+/// the rows) is not 0, to `out` (`count` numbers), in nats. Errors as `hone_scorer_score`.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn hone_scorer_condition(
+    scorer: Option<&hone_scorer>,
+    rows: *const i64,
+    given: *const u8,
+    count: usize,
+    options: *const hone_score_options,
+    out: *mut f64,
+) -> Option<Box<hone_error>> {
+    guard(|| {
+        let scorer = scorer_here(scorer)?;
+        // SAFETY: the header asks for so many rows, and room for as many numbers.
+        let (rows, out) = unsafe { rows_and_out(scorer, rows, count, out) }?;
+        // SAFETY: the header asks for a byte for each cell.
+        let given = unsafe { slice(given, rows.cells().len(), "given") }?;
+        let given: Vec<bool> = given.iter().map(|&g| g != 0).collect();
+        // SAFETY: the header asks for a struct of its size or NULL.
+        let o = unsafe { options::read(options, "options") }?;
+        let method = scorer.method(o.half)?;
+        let orders = scorer.orders(&o);
+        let _blocked = SignalsBlocked::new();
+        let found = scorer.mam.log_conditional(&rows, &given, &orders, &Cancel::new())?;
+        let log_p = |c: hone_core::mam::Conditional| match method {
+            Method::Theta => c.ratio,
+            _ => c.chain.map(|chain| chain.log_p),
+        };
+        fill(found.into_iter().map(|c| c.map(|c| log_p(c).unwrap_or(f64::NAN))), out)
+    })
+}
+
+/// The distribution of every site of each row given its known ones, to `out`: log p of
+/// `count`·length·vocab numbers, values running fastest. A known site has 0 at its value and −∞
+/// elsewhere, and so have values that a site lacks.
+///
+/// Each distribution is of its site alone: their product is not the joint one of several. `half` is
+/// a `hone_half`; by default φ where the model has it.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn hone_scorer_distributions(
+    scorer: Option<&hone_scorer>,
+    rows: *const i64,
+    count: usize,
+    half: u32,
+    out: *mut f64,
+    len: usize,
+) -> Option<Box<hone_error>> {
+    guard(|| {
+        let scorer = scorer_here(scorer)?;
+        let (length, vocab) = (scorer.mam.contract().length, scorer.mam.contract().vocab);
+        let needed = count.checked_mul(length).and_then(|n| n.checked_mul(vocab));
+        if needed != Some(len) {
+            let message = format!("`out` has length {len}, not {count}·{length}·{vocab}");
+            return Err(hone_error::argument(message));
+        }
+        check_apart(rows, count * length, out, len, "`rows` and `out`")?;
+        // SAFETY: the header asks for so many rows.
+        let rows = unsafe { rows_of(scorer, rows, count) }?;
+        // SAFETY: the header asks for room for `len` numbers, which do not overlap the rows.
+        let out = unsafe { slice_mut(out, len, "out") }?;
+        let source = match half {
+            0 if scorer.mam.has_phi() => Source::Phi,
+            0 | 1 => Source::Theta,
+            2 => Source::Phi,
+            other => return Err(hone_error::argument(format!("{other} is no hone_half"))),
+        };
+        let _blocked = SignalsBlocked::new();
+        let found = scorer.mam.distributions(&rows, source, &Cancel::new())?;
+        if let [Err(_)] = found.as_slice() {
+            return Err(found.into_iter().find_map(Result::err).expect("it is one").into());
+        }
+        let blocks = out.chunks_exact_mut((length * vocab).max(1));
+        for ((row, sites), out) in (0..count).zip(found).zip(blocks) {
+            let Ok(sites) = sites else {
+                out.fill(f64::NAN);
+                continue;
+            };
+            out.fill(f64::NEG_INFINITY);
+            for (site, &value) in rows.row(row).iter().enumerate() {
+                if let Ok(value) = usize::try_from(value) {
+                    out[site * vocab + value] = 0.0;
+                }
+            }
+            for site in sites {
+                out[site.site * vocab..][..site.log_p.len()].copy_from_slice(&site.log_p);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Completes each of `count` rows by a draw from φ: the rows with a value at every site to `out`
+/// (as many numbers as `rows` has), and log of the probability of each draw along its order to
+/// `log_q` (`count` numbers, or NULL; it means nothing after sweeps). `options` may be NULL.
+///
+/// A row that cannot be completed is all −1, and its `log_q` NaN. The same seed gives the same
+/// draws for any number of threads.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn hone_scorer_sample(
+    scorer: Option<&hone_scorer>,
+    rows: *const i64,
+    count: usize,
+    options: *const hone_sample_options,
+    out: *mut i64,
+    log_q: *mut f64,
+) -> Option<Box<hone_error>> {
+    guard(|| {
+        let scorer = scorer_here(scorer)?;
+        // SAFETY: the header asks for so many rows.
+        let evidence = unsafe { rows_of(scorer, rows, count) }?;
+        let cells = evidence.cells().len();
+        check_apart(out, cells, log_q, count, "`out` and `log_q`")?;
+        // SAFETY: the header asks for room for as many cells; the evidence is a copy.
+        let out = unsafe { slice_mut(out, cells, "out") }?;
+        let log_q = match log_q.is_null() {
+            true => None,
+            // SAFETY: the header asks for room for `count` numbers apart from `out`.
+            false => Some(unsafe { slice_mut(log_q, count, "log_q") }?),
+        };
+        // SAFETY: the header asks for a struct of its size or NULL.
+        let o = unsafe { options::read(options, "options") }?;
+        options::check_reserved(o.reserved)?;
+        let how = SampleOptions {
+            temperature: or(o.temperature, 1.0),
+            top_k: Some(o.top_k as usize).filter(|&k| k > 0),
+            seed: o.seed,
+            first_draw: o.first_draw,
+            ..SampleOptions::default()
+        };
+        let _blocked = SignalsBlocked::new();
+        let (sweeps, block) = (o.sweeps as usize, or(o.block, 1) as usize);
+        let drawn = scorer.mam.impute(&evidence, &how, sweeps, block, &Cancel::new())?;
+        if let [Err(_)] = drawn.as_slice() {
+            return Err(drawn.into_iter().find_map(Result::err).expect("it is one").into());
+        }
+        let length = scorer.mam.contract().length.max(1);
+        let mut log_qs = Vec::with_capacity(count);
+        for (drawn, out) in drawn.into_iter().zip(out.chunks_exact_mut(length)) {
+            match drawn {
+                Ok(sample) => {
+                    out.copy_from_slice(&sample.values);
+                    log_qs.push(sample.log_q);
+                }
+                Err(_) => {
+                    out.fill(-1);
+                    log_qs.push(f64::NAN);
+                }
+            }
+        }
+        if let Some(log_q) = log_q {
+            log_q.copy_from_slice(&log_qs);
+        }
+        Ok(())
+    })
+}
+
+/// Frees a scorer. NULL is fine.
+#[unsafe(no_mangle)]
+pub extern "C" fn hone_scorer_free(scorer: Option<Box<hone_scorer>>) {
+    drop(scorer);
+}
+
+impl hone_scorer {
+    fn method(&self, half: u32) -> Result<Method, hone_error> {
+        let mam = &self.mam;
+        match half {
+            0 if mam.is_normalised() => Ok(Method::Theta),
+            0 if mam.has_chains() => Ok(Method::Phi),
+            0 => Err(hone_error::argument(
+                "the model has θ alone, which does not sum to one by construction; ask for \
+                 HONE_HALF_THETA if that is good enough",
+            )),
+            1 if mam.has_theta() => Ok(Method::Theta),
+            2 if mam.has_chains() => Ok(Method::Phi),
+            1 | 2 => Err(hone_error::argument("the model lacks that half")),
+            other => Err(hone_error::argument(format!("{other} is no hone_half"))),
+        }
+    }
+
+    fn orders(&self, o: &hone_score_options) -> Orders {
+        match self.mam.contract().orders {
+            Trained::Forward => Orders::Forward,
+            _ => Orders::Random { count: or(o.orders, 1) as usize, seed: o.seed },
+        }
+    }
+}
+
+fn scorer_here(scorer: Option<&hone_scorer>) -> Result<&hone_scorer, hone_error> {
+    let scorer = given(scorer, "scorer")?;
+    scorer.home.engine.check_process()?;
+    Ok(scorer)
+}
+
+/// # Safety
+///
+/// `rows` must point to `count` rows.
+unsafe fn rows_of(
+    scorer: &hone_scorer,
+    rows: *const i64,
+    count: usize,
+) -> Result<Rows, hone_error> {
+    let length = scorer.mam.contract().length;
+    let cells = count.checked_mul(length);
+    let cells = cells.ok_or_else(|| hone_error::argument(format!("{count} rows are too many")))?;
+    // SAFETY: as the caller vouches.
+    let cells = unsafe { slice(rows, cells, "rows") }?;
+    Ok(Rows::new(length, cells.to_vec())?)
+}
+
+/// # Safety
+///
+/// As [`rows_of`], and `out` must have room for `count` numbers.
+unsafe fn rows_and_out<'a>(
+    scorer: &hone_scorer,
+    rows: *const i64,
+    count: usize,
+    out: *mut f64,
+) -> Result<(Rows, &'a mut [f64]), hone_error> {
+    // SAFETY: as the caller vouches.
+    let rows = unsafe { rows_of(scorer, rows, count) }?;
+    // SAFETY: as the caller vouches; the rows are a copy, so nothing overlaps.
+    Ok((rows, unsafe { slice_mut(out, count, "out") }?))
+}
+
+/// Answers to `out`, NaN for those that are errors; the error of the call if there is one alone.
+fn fill(
+    answers: impl ExactSizeIterator<Item = hone_core::Result<f64>>,
+    out: &mut [f64],
+) -> Result<(), hone_error> {
+    let alone = answers.len() == 1;
+    for (answer, out) in answers.zip(out) {
+        *out = match answer {
+            Err(e) if alone => return Err(e.into()),
+            Err(_) => f64::NAN,
+            Ok(value) => value,
+        };
+    }
+    Ok(())
+}

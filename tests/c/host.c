@@ -1,0 +1,169 @@
+/* What a library may not do to its host: take its signals, print, hang a forked child, or insist on
+ * an ONNX Runtime of its own. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "check.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+typedef struct {
+    int lines, drops, wrong;
+} journal;
+
+static void line(void *context, hone_log_level level, const char *target, const char *message) {
+    journal *j = (journal *)context;
+    __atomic_add_fetch(&j->lines, 1, __ATOMIC_RELAXED);
+    if (level > HONE_LOG_LEVEL_INFO || target == NULL || message == NULL || j->drops > 0) {
+        __atomic_store_n(&j->wrong, 1, __ATOMIC_RELAXED);
+    }
+}
+
+static void dropped(void *context) { ((journal *)context)->drops++; }
+
+static void logs(void) {
+    static journal first, second;
+    hone_log_sink sink = {line, dropped, &first};
+    OK(hone_log_set(HONE_LOG_LEVEL_INFO, &sink));
+    sink.context = &second;
+    OK(hone_log_set(HONE_LOG_LEVEL_INFO, &sink));
+    CHECK(first.drops == 1);
+    hone_engine *engine;
+    OK(hone_engine_open(NULL, NULL, &engine));
+    hone_engine_free(engine);
+    OK(hone_log_set(HONE_LOG_LEVEL_OFF, NULL));
+    CHECK(second.drops == 1 && second.wrong == 0);
+    CHECK(first.lines == 0);
+}
+
+/* The signals that every thread but this one blocks, as the kernel has it. */
+static int others_block(int signal) {
+    DIR *tasks = opendir("/proc/self/task");
+    int others = 0, blocking = 0;
+    for (struct dirent *entry; (entry = readdir(tasks)) != NULL;) {
+        if (entry->d_name[0] == '.' || atoi(entry->d_name) == (int)getpid()) continue;
+        char path[512], text[256];
+        snprintf(path, sizeof path, "/proc/self/task/%s/status", entry->d_name);
+        FILE *status = fopen(path, "r");
+        if (status == NULL) continue; /* It has just ended. */
+        others++;
+        while (fgets(text, sizeof text, status) != NULL) {
+            if (strncmp(text, "SigBlk:", 7) != 0) continue;
+            unsigned long long mask = strtoull(text + 7, NULL, 16);
+            blocking += (int)(mask >> (signal - 1) & 1);
+        }
+        fclose(status);
+    }
+    closedir(tasks);
+    CHECK(others > 0);
+    return others == blocking;
+}
+
+/* Each signal's handler, at the first call; afterwards a check that it is still there. */
+static void handlers_are_as_before(void) {
+    static void (*before[32])(int);
+    static int known;
+    for (int signal = 1; signal < 32; signal++) {
+        struct sigaction action;
+        CHECK(sigaction(signal, NULL, &action) == 0);
+        if (!known) before[signal] = action.sa_handler;
+        CHECK(action.sa_handler == before[signal]);
+    }
+    known = 1;
+}
+
+static void signals_and_forks(const char *model_path, const char *samples_path) {
+    hone_engine *engine;
+    hone_model *model;
+    hone_samples *samples;
+    hone_job *job;
+    OK(hone_engine_open(NULL, NULL, &engine));
+    OK(hone_model_load(engine, model_path, &model));
+    OK(hone_samples_load(model, samples_path, NULL, &samples));
+    OPTIONS(hone_prune_options, how);
+    how.sparsity = 0.5;
+    how.gradients = 1000000;
+    how.threads = 3;
+    OK(hone_prune(model, samples, &how, &job));
+    OPTIONS(hone_progress, now);
+    do {
+        OK(hone_job_wait(job, 10, NULL));
+        OK(hone_job_progress(job, &now));
+    } while (now.done == 0);
+    for (int i = 0; i < 50; i++) {
+        CHECK(others_block(SIGTERM) && others_block(SIGINT) && others_block(SIGCHLD));
+    }
+    handlers_are_as_before();
+
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        alarm(20); /* A child that hangs ends by SIGALRM. */
+        hone_job *another = NULL;
+        FAILS(UNAVAILABLE, "forked", hone_prune(model, samples, &how, &another));
+        FAILS(UNAVAILABLE, "forked", hone_job_wait(job, -1, NULL));
+        FAILS(UNAVAILABLE, "forked", hone_job_progress(job, &now));
+        hone_job_cancel(job);
+        hone_job_free(job);
+        hone_engine_free(engine);
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    hone_engine_free(engine);
+    hone_job_state state;
+    OK(hone_job_wait(job, 0, &state));
+    CHECK(state == HONE_JOB_STATE_CANCELLED);
+    hone_job_free(job);
+    hone_samples_free(samples);
+    hone_model_free(model);
+}
+
+/* The host's own ONNX Runtime, by the address of its API. */
+static void runtime_of_host(void) {
+    typedef const void *(*get_api_base)(void);
+    void *library = dlopen(getenv("HONE_ORT_DYLIB"), RTLD_NOW | RTLD_LOCAL);
+    CHECK(library != NULL);
+    get_api_base get;
+    void *symbol = dlsym(library, "OrtGetApiBase");
+    CHECK(symbol != NULL);
+    memcpy(&get, &symbol, sizeof get);
+    OPTIONS(hone_engine_options, how);
+    hone_engine *engine, *again;
+    /* A file that is not there is an error, after which another can be named. */
+    how.onnxruntime = "/no/such/libonnxruntime.so";
+    FAILS(RUNTIME, "/no/such/libonnxruntime.so", hone_engine_open(NULL, &how, &engine));
+    how.ort_api_base = get();
+    OK(hone_engine_open(NULL, &how, &engine));
+    OK(hone_engine_open(NULL, &how, &again));
+    hone_engine_free(again);
+    OPTIONS(hone_engine_options, other);
+    other.onnxruntime = getenv("HONE_ORT_DYLIB");
+    FAILS(CONFLICT, "elsewhere", hone_engine_open(NULL, &other, &again));
+    hone_engine_free(engine);
+}
+
+int main(int argc, char **argv) {
+    CHECK(argc == 4);
+    /* Whatever is printed, by the library or by ONNX Runtime, shows in this file. */
+    char path[4096];
+    snprintf(path, sizeof path, "%s/printed-%s", argv[3], argv[0] == NULL ? "" : strrchr(argv[0], '/') + 1);
+    handlers_are_as_before();
+    int out = dup(1), err = dup(2);
+    CHECK(freopen(path, "w", stdout) != NULL && dup2(1, 2) == 2);
+    runtime_of_host();
+    logs();
+    signals_and_forks(argv[1], argv[2]);
+    fflush(stdout);
+    CHECK(ftell(stdout) == 0 && lseek(1, 0, SEEK_END) == 0);
+    dup2(out, 1);
+    dup2(err, 2);
+    close(out);
+    close(err);
+    remove(path);
+    return 0;
+}
