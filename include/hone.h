@@ -532,6 +532,24 @@ typedef struct {
     uint32_t reserved;
 } hone_sample_options;
 
+/// How to check a model. Zero means default.
+typedef struct {
+    /// sizeof(hone_check_options)
+    size_t size;
+    /// Seeds everything random.
+    uint64_t seed;
+    /// Steps (a subset of the known sites and one more) per row; 0 means 4.
+    uint32_t steps;
+    /// Orders of φ's chains; 0 means 5.
+    uint32_t orders;
+    /// Draws for the normaliser; 0 means 2048.
+    uint32_t draws;
+    /// Must be 0.
+    uint32_t reserved;
+    /// Who hears of the progress.
+    hone_observer observer;
+} hone_check_options;
+
 /// How to keep gradients. Zero means default.
 typedef struct {
     /// sizeof(hone_gradients_options)
@@ -936,7 +954,18 @@ hone_error *hone_scorer_sample(const hone_scorer *scorer,
                                int64_t *out,
                                double *log_q);
 
-/// Frees a scorer. NULL is fine.
+/// Submits a look at how far θ and φ agree with each other and with probabilities on `count` rows,
+/// which are copied. The job makes a report (schema "hone.mam.check/1", in nats). `options` may be
+/// NULL. A model without both halves, and a row that does not fit, are errors of the job.
+HONE_API
+HONE_MUST_USE
+hone_error *hone_scorer_check(const hone_scorer *scorer,
+                              const int64_t *rows,
+                              size_t count,
+                              const hone_check_options *options,
+                              hone_job **out);
+
+/// Frees a scorer. NULL is fine; a check under way keeps what it needs.
 HONE_API void hone_scorer_free(hone_scorer *scorer);
 
 /// Makes room for `count` gradients of `dimension` weights: `count`·`dimension`·4 bytes, or 2.

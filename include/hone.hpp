@@ -376,7 +376,22 @@ private:
         }
         return rows.size() / length();
     }
+
+    friend Job check(const Scorer &, const std::vector<std::int64_t> &, const hone_check_options &,
+                     Observer);
 };
+
+/** Submits a look at how far the halves of a model agree on rows. */
+inline Job check(const Scorer &scorer, const std::vector<std::int64_t> &rows,
+                 const hone_check_options &how = options<hone_check_options>(),
+                 Observer observer = {}) {
+    const std::size_t n = scorer.count(rows);
+    return detail::submit(how, std::move(observer),
+                          [&](const hone_check_options &options, hone_job **job) {
+                              return hone_scorer_check(scorer.c_handle(), rows.data(), n, &options,
+                                                       job);
+                          });
+}
 
 /** m gradients of d weights. */
 class Gradients : public detail::Handle<hone_gradients, hone_gradients_free> {

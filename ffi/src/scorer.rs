@@ -4,15 +4,18 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use hone_core::cancel::Cancel;
-use hone_core::engine::SignalsBlocked;
+use hone_core::engine::{Outcome, SignalsBlocked};
 use hone_core::mam::contract::Trained;
-use hone_core::mam::{LoadOptions, Mam, Method, Orders, Rows, SampleOptions, ScoreOptions, Source};
+use hone_core::mam::{
+    CheckOptions, LoadOptions, Mam, Method, Orders, Rows, SampleOptions, ScoreOptions, Source,
+};
 use hone_core::onnx::Model;
 use serde_json::json;
 
 use crate::arguments::{check_apart, give, given, or, slice, slice_mut, threads_or_all};
 use crate::engine::Home;
 use crate::error::{guard, hone_error};
+use crate::job::{hone_job, hone_observer, submit};
 use crate::model::hone_model;
 use crate::options::{self, Extensible};
 use crate::report::hone_report;
@@ -87,6 +90,29 @@ pub struct hone_sample_options {
 // SAFETY: plain data of C without padding that starts with its size.
 unsafe impl Extensible for hone_sample_options {}
 
+/// How to check a model. Zero means default.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct hone_check_options {
+    /// sizeof(hone_check_options)
+    pub size: usize,
+    /// Seeds everything random.
+    pub seed: u64,
+    /// Steps (a subset of the known sites and one more) per row; 0 means 4.
+    pub steps: u32,
+    /// Orders of φ's chains; 0 means 5.
+    pub orders: u32,
+    /// Draws for the normaliser; 0 means 2048.
+    pub draws: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Who hears of the progress.
+    pub observer: hone_observer,
+}
+
+// SAFETY: plain data of C without padding that starts with its size.
+unsafe impl Extensible for hone_check_options {}
+
 /// A marginalization model, ready to answer. Immutable: any number of threads may ask at once.
 ///
 /// Rows are int64 values, row after row, each of as many sites as `hone_scorer_length` says; −1 is
@@ -94,7 +120,7 @@ unsafe impl Extensible for hone_sample_options {}
 /// is not one of its site, say, gets NaN; asked alone, it is the error of the call.
 pub struct hone_scorer {
     home: Arc<Home>,
-    mam: Mam,
+    mam: Arc<Mam>,
 }
 
 /// Makes a scorer of `model`, and of `other` if the halves are in two files (NULL if not). The
@@ -119,7 +145,7 @@ pub unsafe extern "C" fn hone_scorer_new(
         let models: Vec<Model> = models.map(|m| Model::clone(&m.model)).collect();
         let _blocked = SignalsBlocked::new();
         let mam = Mam::from_models(&models, load, &Cancel::new())?;
-        give(out, hone_scorer { home, mam });
+        give(out, hone_scorer { home, mam: Arc::new(mam) });
         Ok(())
     })
 }
@@ -360,7 +386,43 @@ pub unsafe extern "C" fn hone_scorer_sample(
     })
 }
 
-/// Frees a scorer. NULL is fine.
+/// Submits a look at how far θ and φ agree with each other and with probabilities on `count` rows,
+/// which are copied. The job makes a report (schema "hone.mam.check/1", in nats). `options` may be
+/// NULL. A model without both halves, and a row that does not fit, are errors of the job.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn hone_scorer_check(
+    scorer: Option<&hone_scorer>,
+    rows: *const i64,
+    count: usize,
+    options: *const hone_check_options,
+    out: Option<&mut MaybeUninit<*mut hone_job>>,
+) -> Option<Box<hone_error>> {
+    guard(|| {
+        let (scorer, out) = (scorer_here(scorer)?, given(out, "out")?);
+        // SAFETY: the header asks for so many rows.
+        let rows = unsafe { rows_of(scorer, rows, count) }?;
+        // SAFETY: the header asks for a struct of its size or NULL.
+        let o = unsafe { options::read(options, "options") }?;
+        options::check_reserved(o.reserved)?;
+        let usual = CheckOptions::default();
+        let how = CheckOptions {
+            steps: or(o.steps as usize, usual.steps),
+            orders: or(o.orders as usize, usual.orders),
+            draws: or(o.draws as usize, usual.draws),
+            seed: o.seed,
+        };
+        let mam = scorer.mam.clone();
+        submit(&scorer.home, o.observer, out, move |progress, cancel| {
+            progress.begin("checking", 1);
+            let found = mam.check(&rows, &how, cancel)?;
+            progress.advance(1);
+            Ok(Outcome { report: format!("{:#}\n", found.to_json()), model: None })
+        })
+    })
+}
+
+/// Frees a scorer. NULL is fine; a check under way keeps what it needs.
 #[unsafe(no_mangle)]
 pub extern "C" fn hone_scorer_free(scorer: Option<Box<hone_scorer>>) {
     drop(scorer);

@@ -5,6 +5,8 @@
 //! Normaliser: log Σ_x p_θ(x) as log E_q w with w = p_θ(x) / q(x|σ), x drawn from φ; by enumeration
 //! where that is less work.
 
+use serde_json::json;
+
 use crate::cancel::Cancel;
 use crate::error::{Context, Result, bail};
 use crate::mam::chain::{Chain, ChainScore, Orders, Split};
@@ -79,6 +81,29 @@ pub struct Consistency {
     pub phi_bits: f64,
     /// Whether θ sums to one.
     pub normaliser: Normaliser,
+}
+
+impl Consistency {
+    /// The same as a document of the schema `hone.mam.check/1`.
+    pub fn to_json(&self) -> serde_json::Value {
+        let residuals =
+            |r: &Residuals| json!({ "mean": r.mean, "rms": r.rms, "max": r.max, "count": r.count });
+        let n = &self.normaliser;
+        json!({
+            "schema": "hone.mam.check/1",
+            "rows": self.rows,
+            "one_step": residuals(&self.one_step),
+            "sum_rule": residuals(&self.sum_rule),
+            "theta_against_phi": residuals(&self.theta_against_phi),
+            "order_spread": self.order_spread,
+            "phi_bits_per_site": self.phi_bits,
+            "normaliser": {
+                "log_sum": n.log_sum, "error": n.error, "effective_draws": n.effective,
+                "largest_share": n.largest_share, "draws": n.draws, "exact": n.exact,
+                "reliable": n.is_reliable(),
+            },
+        })
+    }
 }
 
 /// How much to look at.

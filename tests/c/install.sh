@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# install.sh SOURCE BUILD PREFIX: an installed hone serves programs of others, by find_package and by
-# pkg-config, wherever it is moved to.
+# install.sh SOURCE BUILD PREFIX: hone serves programs of others: installed, by find_package and by
+# pkg-config, wherever it is moved to; and from its sources, by add_subdirectory.
 set -euo pipefail
 source=$1 build=$2 prefix=$3
 rm -rf "$prefix" "$prefix.moved" "$prefix.examples"
@@ -34,3 +34,20 @@ if command -v pkg-config >/dev/null; then
 else
     echo "pkg-config is missing, so hone.pc was not tried: apt-get install pkg-config"
 fi
+
+# As a part of another project, which builds where this build was made so that nothing is repeated.
+cached() { sed -n "s/^$1:[A-Z]*=//p" "$build/CMakeCache.txt"; }
+project=$examples/project
+mkdir -p "$project"
+cat > "$project/CMakeLists.txt" <<CMAKE
+cmake_minimum_required(VERSION 3.22)
+project(other LANGUAGES C CXX)
+add_subdirectory($source hone)
+add_executable(train $source/examples-c/train.c)
+target_link_libraries(train PRIVATE hone::hone m)
+CMAKE
+cmake -S "$project" -B "$project/build" -DCMAKE_BUILD_TYPE="$(cached CMAKE_BUILD_TYPE)" \
+    -DHONE_CARGO_DIR="$(cached HONE_CARGO_DIR)" -DHONE_CARGO_FLAGS="$(cached HONE_CARGO_FLAGS)" \
+    >/dev/null
+cmake --build "$project/build" --target train >/dev/null 2>&1
+"$project/build/train"

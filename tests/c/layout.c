@@ -113,6 +113,15 @@ AT(hone_sample_options, sweeps, 36);
 AT(hone_sample_options, block, 40);
 AT(hone_sample_options, reserved, 44);
 
+SIZE(hone_check_options, 56);
+AT(hone_check_options, size, 0);
+AT(hone_check_options, seed, 8);
+AT(hone_check_options, steps, 16);
+AT(hone_check_options, orders, 20);
+AT(hone_check_options, draws, 24);
+AT(hone_check_options, reserved, 28);
+AT(hone_check_options, observer, 32);
+
 SIZE(hone_gradients_options, 24);
 AT(hone_gradients_options, size, 0);
 AT(hone_gradients_options, folder, 8);

@@ -107,6 +107,30 @@ static void draws(hone_scorer *scorer) {
     FAILS(INVALID_DATA, "site 1", hone_scorer_sample(scorer, rows[0], 1, NULL, drawn[0], log_q));
 }
 
+/* θ and φ of this model are the same probabilities. */
+static void agreement(hone_scorer *scorer) {
+    int64_t rows[3][L] = {{0, 1, 1}, {1, -1, 0}, {1, 0, 1}};
+    hone_job *job = NULL;
+    hone_report *report;
+    double value;
+    OK(hone_scorer_check(scorer, rows[0], 3, NULL, &job));
+    OK(hone_job_wait(job, -1, NULL));
+    OK(hone_job_report(job, &report));
+    hone_job_free(job);
+    OK(hone_report_number(report, "/one_step/max", &value));
+    CHECK(value < 1e-5);
+    OK(hone_report_number(report, "/theta_against_phi/max", &value));
+    CHECK(value < 1e-5);
+    OK(hone_report_number(report, "/rows", &value));
+    CHECK(value == 3);
+    hone_report_free(report);
+    rows[1][0] = 4;
+    OK(hone_scorer_check(scorer, rows[0], 3, NULL, &job));
+    OK(hone_job_wait(job, -1, NULL));
+    FAILS(INVALID_DATA, "site 0", hone_job_result(job));
+    hone_job_free(job);
+}
+
 static void misuse(hone_engine *engine, hone_scorer *scorer, const char *no_mam) {
     hone_model *other;
     hone_scorer *none = NULL;
@@ -128,6 +152,9 @@ static void misuse(hone_engine *engine, hone_scorer *scorer, const char *no_mam)
     FAILS(INVALID_ARGUMENT, "`scorer`", hone_scorer_sample(NULL, row, 1, NULL, row, out));
     FAILS(INVALID_ARGUMENT, "`out`", hone_scorer_sample(scorer, row, 1, NULL, NULL, out));
     FAILS(INVALID_ARGUMENT, "`scorer`", hone_scorer_inspect(NULL, &report));
+    hone_job *job = NULL;
+    FAILS(INVALID_ARGUMENT, "`scorer`", hone_scorer_check(NULL, row, 1, NULL, &job));
+    FAILS(INVALID_ARGUMENT, "`out`", hone_scorer_check(scorer, row, 1, NULL, NULL));
     OPTIONS(hone_score_options, how);
     how.half = 7;
     FAILS(INVALID_ARGUMENT, "hone_half", hone_scorer_score(scorer, row, 1, &how, out));
@@ -156,6 +183,7 @@ int main(int argc, char **argv) {
     scores(scorer);
     distributions(scorer);
     draws(scorer);
+    agreement(scorer);
     misuse(engine, scorer, argv[2]);
     hone_engine_free(engine);
     double still;

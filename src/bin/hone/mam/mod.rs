@@ -175,7 +175,7 @@ fn check(a: &Check, cancel: &Cancel) -> Result<()> {
     };
     let found = mam.check(&rows, &options, cancel)?;
     if a.json {
-        println!("{:#}", check_json(&found));
+        println!("{:#}", found.to_json());
     } else {
         print!("{}", check_text(&found));
     }
@@ -189,26 +189,6 @@ fn own_samples(mam: &Mam, a: &Check, cancel: &Cancel) -> Result<Rows> {
     let samples = mam.sample(&Rows::all_missing(length, count), &options, cancel)?;
     let samples = samples.into_iter().collect::<Result<Vec<_>>>()?;
     Rows::new(length, samples.into_iter().flat_map(|s| s.values).collect())
-}
-
-fn check_json(c: &Consistency) -> Json {
-    let residuals =
-        |r: &Residuals| json!({ "mean": r.mean, "rms": r.rms, "max": r.max, "count": r.count });
-    let n = &c.normaliser;
-    json!({
-        "schema": "hone.mam.check/1",
-        "rows": c.rows,
-        "one_step": residuals(&c.one_step),
-        "sum_rule": residuals(&c.sum_rule),
-        "theta_against_phi": residuals(&c.theta_against_phi),
-        "order_spread": c.order_spread,
-        "phi_bits_per_site": c.phi_bits,
-        "normaliser": {
-            "log_sum": n.log_sum, "error": n.error, "effective_draws": n.effective,
-            "largest_share": n.largest_share, "draws": n.draws, "exact": n.exact,
-            "reliable": n.is_reliable(),
-        },
-    })
 }
 
 fn check_text(c: &Consistency) -> String {
