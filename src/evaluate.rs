@@ -10,7 +10,7 @@ use crate::calibration::{Accuracy, Labels, Samples, metrics};
 use crate::cancel::Cancel;
 use crate::error::{Context, Result, bail};
 use crate::onnx::{Dimension, Graph, Value};
-use crate::runtime::{Device, Session, SessionOptions};
+use crate::runtime::{Device, Program, Session, SessionOptions};
 use crate::tensor::{ElementType, Tensor};
 
 /// How to run.
@@ -80,20 +80,20 @@ impl Runner {
         batch: usize,
         rest: Rest,
     ) -> Result<Runner> {
-        let bytes = |graph: &&Graph| {
+        let program = |graph: &&Graph| {
             let mut graph = Graph::clone(graph);
             graph.outputs = values.iter().map(Value::named).collect();
             graph.remove_unused();
-            graph.to_bytes()
+            Program::of_graph(&graph)
         };
-        let models = graphs.iter().map(bytes).collect::<Result<Vec<_>>>()?;
+        let programs = graphs.iter().map(program).collect::<Result<Vec<_>>>()?;
         let (workers, threads) = match options.device {
             Device::Cpu => (options.threads.max(1), 1),
             Device::Cuda | Device::Auto => (1, options.threads),
         };
         let session_options = SessionOptions { device: options.device, threads, optimize: true };
-        let load = |model: &Vec<u8>| Session::new(model, Vec::new(), &session_options);
-        let worker = |_| models.iter().map(load).collect::<Result<Vec<_>>>();
+        let load = |program: &Program| Session::new(program, &session_options);
+        let worker = |_| programs.iter().map(load).collect::<Result<Vec<_>>>();
         let workers = (0..workers).map(worker).collect::<Result<Vec<_>>>()?;
         Ok(Runner { workers, values: values.to_vec(), batch, rest })
     }

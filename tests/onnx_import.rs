@@ -8,7 +8,7 @@ use hone::cancel::Cancel;
 use hone::onnx::proto::attribute_proto::AttributeType;
 use hone::onnx::proto::{AttributeProto, FunctionProto, GraphProto, OperatorSetIdProto};
 use hone::onnx::{Attribute, Graph, Model, Node, Value, import};
-use hone::runtime::{Session, SessionOptions};
+use hone::runtime::{Program, Session, SessionOptions};
 use hone::tensor::{Data, ElementType, Tensor};
 
 /// A deterministic spread of values around zero.
@@ -34,7 +34,7 @@ fn graph(opset: i64, x: &Tensor, nodes: Vec<Node>, constants: Vec<(&str, Tensor)
 
 fn run(model: &[u8], x: &Tensor) -> Tensor {
     let options = SessionOptions { optimize: false, ..SessionOptions::default() };
-    let mut session = Session::new(model, Vec::new(), &options).unwrap();
+    let mut session = Session::new(&Program::from_file(model.to_vec()), &options).unwrap();
     session.run([("x", x)], &Cancel::new()).unwrap().tensor("y").unwrap()
 }
 

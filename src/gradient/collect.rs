@@ -19,7 +19,7 @@ use crate::gradient::prepare::Prepared;
 use crate::gradient::product::{Product, Scratch};
 use crate::gradient::seed::{Draw, Seeding};
 use crate::random::Stream;
-use crate::runtime::{Device, Outputs, Session, SessionOptions};
+use crate::runtime::{Device, Outputs, Program, Session, SessionOptions};
 use crate::tensor::Tensor;
 
 /// Which gradients to collect, and how.
@@ -87,7 +87,7 @@ impl<'a> Collector<'a> {
             return Ok(false);
         }
         let backward = self.backward(&mut layers, false)?;
-        let mut worker = self.worker(&backward)?;
+        let mut worker = self.workers(&backward, 1)?.remove(0);
         let sample = self.batch - 1;
         let rows: Vec<usize> = (0..self.batch).map(|i| i % self.samples.rows()).collect();
         let mut inputs = self.samples.batch(&rows);
@@ -127,12 +127,7 @@ impl<'a> Collector<'a> {
     ) -> Result<()> {
         let mut layers = self.layers(&range);
         let backward = self.backward(&mut layers, true)?;
-        let workers = match self.plan.device {
-            Device::Cpu => self.plan.threads.max(1),
-            Device::Cuda | Device::Auto => 1,
-        };
-        let mut workers =
-            (0..workers).map(|_| self.worker(&backward)).collect::<Result<Vec<Worker>>>()?;
+        let mut workers = self.workers(&backward, self.plan.threads)?;
         let width = range.len();
         let task = self.task();
         let rows_per_panel = self.panel_rows();
@@ -196,12 +191,27 @@ impl<'a> Collector<'a> {
         Ok(backward)
     }
 
-    fn worker(&self, backward: &Backward) -> Result<Worker> {
-        let threads = if self.plan.device == Device::Cpu { 1 } else { self.plan.threads };
+    /// At least one and, on the CPU, up to `most` workers. They load side by side: that takes a good
+    /// part of a short run.
+    fn workers(&self, backward: &Backward, most: usize) -> Result<Vec<Worker>> {
+        let (count, threads) = match self.plan.device {
+            Device::Cpu => (most.max(1), 1),
+            Device::Cuda | Device::Auto => (1, self.plan.threads),
+        };
         let options = SessionOptions { device: self.plan.device, threads, optimize: true };
-        let session = Session::of_graph(&backward.graph, &options)
-            .context(|| "loading the backward graph")?;
-        Ok(Worker { session, scratch: Scratch::default(), gradient: Vec::new() })
+        let program = Program::of_graph(&backward.graph)?;
+        let load = || {
+            let session =
+                Session::new(&program, &options).context(|| "loading the backward graph")?;
+            Ok(Worker { session, scratch: Scratch::default(), gradient: Vec::new() })
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..count).map(|_| scope.spawn(load)).collect();
+            let join = |t: std::thread::ScopedJoinHandle<'_, Result<Worker>>| {
+                t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect()
+        })
     }
 }
 

@@ -12,7 +12,7 @@ use crate::mam::contract::{Contract, INPUT, KNOWN, Kind, ORDER};
 use crate::mam::rows::Distinct;
 use crate::onnx::graph::{Names, outer_names};
 use crate::onnx::{Graph, Node, Value};
-use crate::runtime::{Device, Session, SessionOptions};
+use crate::runtime::{Device, Program, Session, SessionOptions};
 use crate::tensor::{Data, ElementType, Tensor};
 
 /// The element code of float32 in ONNX, as `Cast` takes it.
@@ -63,7 +63,7 @@ pub(crate) struct Half {
     contract: Contract,
     output: &'static str,
     takes_known: bool,
-    model: Vec<u8>,
+    model: Program,
     sessions: Mutex<Sessions>,
     freed: Condvar,
     options: LoadOptions,
@@ -92,7 +92,7 @@ impl Half {
             contract: contract.clone(),
             output,
             takes_known: graph.inputs.iter().any(|i| i.name == KNOWN),
-            model: graph.to_bytes()?,
+            model: Program::of_graph(&graph)?,
             sessions: Mutex::default(),
             freed: Condvar::new(),
             options: LoadOptions { threads: options.threads.max(1), ..options },
@@ -233,7 +233,7 @@ impl Half {
                 drop(sessions);
                 let options =
                     SessionOptions { device: self.options.device, threads: 1, optimize: true };
-                return Session::new(&self.model, Vec::new(), &options).inspect_err(|_| {
+                return Session::new(&self.model, &options).inspect_err(|_| {
                     self.sessions.lock().expect("no holder panics").made -= 1;
                     self.freed.notify_one();
                 });

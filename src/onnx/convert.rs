@@ -18,11 +18,11 @@ use crate::onnx::proto::__buffa::oneof::tensor_shape_proto::dimension::Value as 
 use crate::onnx::proto::__buffa::oneof::type_proto::Value as Type;
 use crate::onnx::proto::tensor_shape_proto::Dimension as DimensionProto;
 use crate::onnx::proto::{
-    GraphProto, ModelProto, OperatorSetIdProto, TensorShapeProto, TypeProto, ValueInfoProto,
-    type_proto,
+    GraphProto, ModelProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
+    ValueInfoProto, type_proto,
 };
 use crate::onnx::{storage, walk};
-use crate::tensor::ElementType;
+use crate::tensor::{ElementType, Tensor};
 
 /// The version of the file format that hone writes: the newest that every supported ONNX Runtime
 /// reads.
@@ -37,7 +37,27 @@ impl Graph {
 
     /// The graph as an ONNX file with all tensors inside. Errors beyond protobuf's 2 GB.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        self.to_proto().try_encode_to_vec().map_err(|e| {
+        self.encode(self.to_proto())
+    }
+
+    /// The graph as an ONNX file that only names its float initializers of `min_bytes` and more,
+    /// as external data without a place; and their names. Integers stay: shapes are read from them. Errors beyond protobuf's 2 GB.
+    pub fn to_bytes_without(&self, min_bytes: usize) -> Result<(Vec<u8>, Vec<String>)> {
+        let is_large = |tensor: &Tensor| {
+            let element = tensor.element_type();
+            element.is_float() && tensor.len() * element.size() >= min_bytes
+        };
+        let write = |(name, tensor): (&String, &Arc<Tensor>)| match is_large(tensor) {
+            true => storage::outside(name, tensor),
+            false => storage::write(name, tensor),
+        };
+        let proto = self.to_proto_with(self.initializers.iter().map(write).collect());
+        let large = self.initializers.iter().filter(|(_, t)| is_large(t));
+        Ok((self.encode(proto)?, large.map(|(name, _)| name.clone()).collect()))
+    }
+
+    fn encode(&self, proto: ModelProto) -> Result<Vec<u8>> {
+        proto.try_encode_to_vec().map_err(|e| {
             error!(Unsupported, "graph {:?} exceeds the 2 GB of an ONNX file", self.name)
                 .with_source(e)
         })
@@ -45,6 +65,10 @@ impl Graph {
 
     /// The graph as a protobuf message with all tensors inside.
     pub fn to_proto(&self) -> ModelProto {
+        self.to_proto_with(self.initializers.iter().map(|(n, t)| storage::write(n, t)).collect())
+    }
+
+    fn to_proto_with(&self, initializer: Vec<TensorProto>) -> ModelProto {
         let import = |domain: &str, version| OperatorSetIdProto {
             domain: Some(domain.into()),
             version: Some(version),
@@ -54,7 +78,7 @@ impl Graph {
         let graph = GraphProto {
             name: Some(if self.name.is_empty() { "graph".into() } else { self.name.clone() }),
             node: self.nodes.iter().map(nodes::to_proto).collect(),
-            initializer: self.initializers.iter().map(|(n, t)| storage::write(n, t)).collect(),
+            initializer,
             input: self.inputs.iter().map(value_to_proto).collect(),
             output: self.outputs.iter().map(value_to_proto).collect(),
             ..GraphProto::default()

@@ -8,8 +8,8 @@
 use half::{bf16, f16};
 
 use crate::error::{Context, Result, bail, error};
-use crate::onnx::proto::TensorProto;
 use crate::onnx::proto::tensor_proto::{DataLocation, DataType};
+use crate::onnx::proto::{StringStringEntryProto, TensorProto};
 use crate::tensor::{Data, ElementType, Tensor, element_count};
 
 /// The tensor that `proto` holds within itself. Errors when the elements are elsewhere, of a type
@@ -53,6 +53,23 @@ pub fn write(name: &str, tensor: &Tensor) -> TensorProto {
         dims: tensor.shape().iter().map(|&d| d as i64).collect(),
         data_type: Some(tensor.element_type().to_onnx()),
         raw_data: Some(tensor.data().to_le_bytes()),
+        ..TensorProto::default()
+    }
+}
+
+/// A `TensorProto` that says what `tensor` is without its data, for a reader who is handed that
+/// separately: external data at a location that is no file.
+pub fn outside(name: &str, tensor: &Tensor) -> TensorProto {
+    TensorProto {
+        name: Some(name.into()),
+        dims: tensor.shape().iter().map(|&d| d as i64).collect(),
+        data_type: Some(tensor.element_type().to_onnx()),
+        data_location: Some(DataLocation::EXTERNAL),
+        external_data: vec![StringStringEntryProto {
+            key: Some("location".into()),
+            value: Some("in memory".into()),
+            ..StringStringEntryProto::default()
+        }],
         ..TensorProto::default()
     }
 }

@@ -6,8 +6,10 @@
 
 mod device;
 mod library;
+mod program;
 mod session;
 
 pub use device::Device;
 pub use library::{load, use_api, use_library};
+pub use program::Program;
 pub use session::{Outputs, Session, SessionOptions};

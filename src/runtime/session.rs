@@ -13,7 +13,7 @@ use ort::session::builder::{
 use ort::session::{RunOptions, SessionInputValue};
 use ort::value::{DynValue, TensorElementType, TensorRef, ValueType};
 
-use super::{Device, library};
+use super::{Device, Program, library};
 use crate::cancel::Cancel;
 use crate::error::{Context, Error, ErrorKind, Result, bail, error};
 use crate::onnx::Graph;
@@ -51,18 +51,10 @@ pub struct Session {
 pub struct Outputs(Vec<(String, DynValue)>);
 
 impl Session {
-    /// Loads a serialized model; `external` supplies initializers that the bytes only name.
-    pub fn new(
-        model: &[u8],
-        external: Vec<(String, Tensor)>,
-        options: &SessionOptions,
-    ) -> Result<Session> {
-        let external = external
-            .into_iter()
-            .map(|(name, tensor)| Ok((name, Arc::new(owned(tensor)?))))
-            .collect::<Result<Vec<_>>>()?;
+    /// Loads a program.
+    pub fn new(program: &Program, options: &SessionOptions) -> Result<Session> {
         if options.device != Device::Cpu {
-            match Session::commit(model, &external, options, Device::Cuda) {
+            match Session::commit(program, options, Device::Cuda) {
                 Ok(inner) => return Ok(Session { inner, device: Device::Cuda }),
                 Err(e) if options.device == Device::Cuda => {
                     bail!(Device, "CUDA is not available: {e}; use --device cpu or auto")
@@ -70,19 +62,18 @@ impl Session {
                 Err(e) => log::warn!("CUDA is not available, running on the CPU: {e}"),
             }
         }
-        let inner = Session::commit(model, &external, options, Device::Cpu)?;
+        let inner = Session::commit(program, options, Device::Cpu)?;
         Ok(Session { inner, device: Device::Cpu })
     }
 
     /// Loads a working graph.
     pub fn of_graph(graph: &Graph, options: &SessionOptions) -> Result<Session> {
-        Session::new(&graph.to_bytes()?, Vec::new(), options)
+        Session::new(&Program::of_graph(graph)?, options)
     }
 
     /// Loads at the highest optimisation level that works.
     fn commit(
-        model: &[u8],
-        external: &[(String, Arc<DynValue>)],
+        program: &Program,
         options: &SessionOptions,
         device: Device,
     ) -> Result<ort::session::Session> {
@@ -90,8 +81,8 @@ impl Session {
         let levels: &[_] = if options.optimize { &[All, Level1, Disable] } else { &[Disable] };
         let mut first = None;
         for &level in levels {
-            let mut builder = configured(external, options, device, level)?;
-            match builder.commit_from_memory(model) {
+            let mut builder = configured(&program.outside, options, device, level)?;
+            match builder.commit_from_memory(&program.file) {
                 Ok(session) => return Ok(session),
                 Err(e) => drop(first.get_or_insert(e)),
             }
@@ -177,7 +168,7 @@ impl std::fmt::Debug for Outputs {
 /// A builder with everything set but the model.
 #[allow(clippy::result_large_err, reason = "ort hands the builder back with its errors")]
 fn configured(
-    external: &[(String, Arc<DynValue>)],
+    outside: &[(String, Arc<DynValue>)],
     options: &SessionOptions,
     device: Device,
     level: GraphOptimizationLevel,
@@ -193,7 +184,7 @@ fn configured(
             .with_intra_op_spinning(false)?
             .with_disabled_optimizers(BROKEN_OPTIMIZERS)?
             .with_optimization_level(level)?;
-        for (name, value) in external {
+        for (name, value) in outside {
             builder = builder.with_external_initializer(name, value.clone())?;
         }
         Ok(builder)
@@ -251,7 +242,7 @@ fn view(tensor: &Tensor) -> Result<SessionInputValue<'_>> {
 }
 
 /// The tensor as a value that ONNX Runtime owns.
-fn owned(tensor: Tensor) -> Result<DynValue> {
+pub(super) fn owned(tensor: Tensor) -> Result<DynValue> {
     let shape: Vec<i64> = tensor.shape().iter().map(|&d| d as i64).collect();
     for_data!(tensor.into_data(), v => Ok(ort::value::Tensor::from_array((shape, v))
         .map_err(runtime)?

@@ -330,8 +330,7 @@ impl Forward {
 }
 
 pub fn session(graph: &Graph, options: &SessionOptions) -> Session {
-    Session::new(&graph.to_bytes().unwrap(), vec![], options)
-        .unwrap_or_else(|e| panic!("{e}\n{:#?}", graph.nodes))
+    Session::of_graph(graph, options).unwrap_or_else(|e| panic!("{e}\n{:#?}", graph.nodes))
 }
 
 pub fn fact(tensor: &Tensor, constant: bool) -> Fact {

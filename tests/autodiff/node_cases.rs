@@ -125,7 +125,7 @@ fn compare<'t>(
     let inputs: Vec<(&str, &Tensor)> =
         wanted.iter().map(|n| (n.as_str(), tensor("at", n).unwrap())).collect();
     let options = SessionOptions { optimize: false, ..SessionOptions::default() };
-    let open = |graph: &Graph| Session::new(&graph.to_bytes()?, vec![], &options);
+    let open = |graph: &Graph| Session::of_graph(graph, &options);
     let values = open(graph)?.run(inputs.iter().copied(), &Cancel::new())?;
     let mut facts = Facts::new();
     facts.extend(inputs.iter().map(|(n, t)| (n.to_string(), fact(t, false))));
