@@ -1,14 +1,14 @@
 //! Output files that appear whole or not at all: written beside their place, flushed to the disk,
 //! then renamed. Whatever fails or is interrupted before that leaves the old file as it was.
 
-use std::fs::{File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use crate::error::{Error, Result, error};
+use crate::error::{Error, Result, bail, error};
 
 /// A file in the making; dropped before [`AtomicFile::commit`], it leaves nothing behind.
 #[derive(Debug)]
@@ -54,6 +54,36 @@ impl AtomicFile {
     }
 }
 
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// What can be known of an output before hours of work: it is a file name in a folder that exists,
+/// and none of `sources` is the same file.
+pub fn check_output(output: &Path, sources: &[&Path]) -> Result<()> {
+    if output.file_name().is_none() {
+        bail!(Usage, "--output {} is not a file name", output.display());
+    }
+    if !folder_of(output).is_dir() {
+        bail!(Io, "{}: the folder does not exist; create it first", output.display());
+    }
+    if output.is_dir() {
+        bail!(Usage, "--output {} is a folder; name a file in it", output.display());
+    }
+    let real = |path: &Path| fs::canonicalize(path).ok();
+    if real(output).is_some_and(|output| sources.iter().any(|s| real(s).as_ref() == Some(&output)))
+    {
+        bail!(Usage, "--output is the model itself; write to another file");
+    }
+    Ok(())
+}
+
 /// The folder that holds `path`.
 pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {
@@ -69,7 +99,6 @@ fn cannot_write(path: &Path, e: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn appears_whole_or_not_at_all() {

@@ -13,6 +13,7 @@ pub mod inspect;
 pub mod mam;
 pub mod mfac;
 pub mod onnx;
+pub mod progress;
 pub mod prune;
 pub mod random;
 pub mod runtime;

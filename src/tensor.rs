@@ -365,6 +365,19 @@ impl Tensor {
         }
     }
 
+    /// The elements rounded to the float type `element`; an error for other types.
+    pub fn to_floats(&self, element: ElementType) -> Result<Tensor> {
+        let values = || self.to_f32().into_iter();
+        let data = match element {
+            ElementType::F32 => Data::F32(self.to_f32()),
+            ElementType::F16 => Data::F16(values().map(f16::from_f32).collect()),
+            ElementType::BF16 => Data::BF16(values().map(bf16::from_f32).collect()),
+            ElementType::F64 => Data::F64(self.to_f64()),
+            other => bail!(Unsupported, "weights of type {other} cannot be changed"),
+        };
+        Tensor::new(self.shape.clone(), data)
+    }
+
     /// The slices `rows` of the first axis, in that order; repeats are allowed. Panics for a tensor
     /// without axes and for a row that is not there.
     pub fn take_rows(&self, rows: &[usize]) -> Tensor {

@@ -8,7 +8,7 @@ use std::process::Command;
 /// The modules, lowest first. A module uses modules of lower layers and of its own module only.
 const LAYERS: &[&[&str]] = &[
     &["error"],
-    &["sys", "atomic_file", "cancel", "random", "tensor"],
+    &["sys", "atomic_file", "cancel", "progress", "random", "tensor"],
     &["onnx"],
     &["autodiff", "runtime"],
     &["calibration"],

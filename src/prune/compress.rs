@@ -17,6 +17,7 @@ use crate::gradient::parameters::{self, Parameter, RowOrder, Skipped};
 use crate::gradient::prepare::{Prepared, prepare};
 use crate::gradient::seed::{Fisher, Seeding};
 use crate::onnx::Graph;
+use crate::progress::Progress;
 use crate::prune::fisher::{Budget, FisherBlocks, Groups};
 use crate::prune::statistics::{self, Moments, Place};
 use crate::prune::{
@@ -110,19 +111,6 @@ impl Default for Options {
             memory_limit_bytes: 4 << 30,
         }
     }
-}
-
-/// Where the work is, for a progress bar.
-pub trait Progress: Sync {
-    /// A phase begins that consists of `total` units.
-    fn begin(&self, phase: &str, total: u64);
-    /// `done` units of the phase are over.
-    fn advance(&self, done: u64);
-}
-
-impl Progress for () {
-    fn begin(&self, _: &str, _: u64) {}
-    fn advance(&self, _: u64) {}
 }
 
 /// A pruned model and what happened on the way.

@@ -38,7 +38,8 @@ mod select;
 pub mod statistics;
 mod wide;
 
-pub use compress::{Method, Options, Progress, Pruned, compress};
+pub use crate::progress::Progress;
+pub use compress::{Method, Options, Pruned, compress};
 pub use magnitude::magnitude;
 pub use pattern::{Pattern, plan_blocks};
 pub use run::{Job, Run};

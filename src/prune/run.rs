@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::atomic_file::check_output;
 use crate::calibration::{Accuracy, ReadOptions, Samples};
 use crate::cancel::Cancel;
-use crate::error::{Context, ErrorKind, Result, bail, error};
+use crate::error::{Context, ErrorKind, Result, error};
 use crate::evaluate::{self, RunOptions};
 use crate::gradient::prepare::declare_baked_batch;
 use crate::gradient::seed::Fisher;
@@ -21,7 +22,7 @@ use crate::prune::{
     Damping, Method, Options, Progress, Pruned, Scope, Selection, Update, compress,
 };
 use crate::sys;
-use crate::tensor::{Data, ElementType, Tensor};
+use crate::tensor::Tensor;
 
 /// Files and options of a run.
 #[derive(Clone, Debug)]
@@ -44,7 +45,7 @@ impl Job {
     /// Runs it. The output appears whole or not at all, and never replaces the model it came from.
     pub fn run(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
         let phases = Phases::start();
-        self.check_output()?;
+        check_output(&self.output, &[&self.model])?;
         let model = Model::load(&self.model)?;
         let graph = import(&model).context(|| self.model.display().to_string())?;
         let calibration = Samples::read(&self.calibration, &graph.inputs, &self.reading)?;
@@ -63,27 +64,6 @@ impl Job {
         outcome.model.save(&self.output)?;
         outcome.report.size = self.size()?;
         Ok(outcome.finish("write").1)
-    }
-
-    /// What can be known before hours of work: the output is not the model, its folder exists.
-    fn check_output(&self) -> Result<()> {
-        let output = &self.output;
-        let folder = match output.parent() {
-            Some(p) if p.as_os_str().is_empty() => Path::new("."),
-            Some(p) => p,
-            None => bail!(Usage, "--output {} is not a file name", output.display()),
-        };
-        if !folder.is_dir() {
-            bail!(Io, "{}: the folder does not exist; create it first", folder.display());
-        }
-        if output.is_dir() {
-            bail!(Usage, "--output {} is a folder; name a file in it", output.display());
-        }
-        let same = fs::canonicalize(output).ok().zip(fs::canonicalize(&self.model).ok());
-        if same.is_some_and(|(a, b)| a == b) {
-            bail!(Usage, "--output is the model itself; write to another file");
-        }
-        Ok(())
     }
 
     fn files(&self) -> Files {
@@ -192,7 +172,7 @@ impl Run<'_> {
         let mut pruned_graph = graph.clone();
         for (name, tensor) in pruned.tensors.iter().chain(&pruned.biases) {
             let file = source.initializers.get(name).unwrap_or(&graph.initializers[name]);
-            let stored = as_stored(tensor, file.element_type())?;
+            let stored = tensor.to_floats(file.element_type())?;
             // The working graph holds float32 where the file holds half precision.
             let working = Tensor::f32(stored.shape(), stored.to_f32());
             pruned_graph.initializers.insert(name.clone(), Arc::new(working));
@@ -377,19 +357,6 @@ impl Cost {
 struct Models<'a> {
     dense: &'a Graph,
     pruned: &'a Graph,
-}
-
-/// The new weights in the element type that the model stores.
-fn as_stored(tensor: &Tensor, element: ElementType) -> Result<Tensor> {
-    let values = || tensor.to_f32().into_iter();
-    let data = match element {
-        ElementType::F32 => return Ok(tensor.clone()),
-        ElementType::F16 => Data::F16(values().map(half::f16::from_f32).collect()),
-        ElementType::BF16 => Data::BF16(values().map(half::bf16::from_f32).collect()),
-        ElementType::F64 => Data::F64(values().map(f64::from).collect()),
-        other => bail!(Unsupported, "weights of type {other} are not pruned"),
-    };
-    Tensor::new(tensor.shape(), data)
 }
 
 fn layers(pruned: &Pruned, method: Method) -> Vec<LayerRow> {

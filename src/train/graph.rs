@@ -1,17 +1,22 @@
-//! One training step as a graph: the loss and its gradient, with the trained tensors as inputs.
+//! One training step as a graph: the loss and what its gradient is made of, with the trained
+//! tensors as inputs.
 //!
 //! The forward graph is fixed to the shapes of one shard, the backward pass of its scalar value L
 //! is appended with the cotangent L̄ = 1, and the trained initializers become inputs. A session on
 //! it therefore serves all steps; everything else of the model (BatchNorm statistics, constants)
-//! stays as it is.
+//! stays as it is. Weights of products are captured: the graph hands out the data x and the
+//! cotangent ȳ of each product, and [`crate::gradient::product`] forms W̄ = Σ ȳ xᵀ faster than the
+//! runtime would. Other tensors have their gradient as an output.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::autodiff;
+use crate::autodiff::{self, Slot};
 use crate::cancel::Cancel;
 use crate::error::{Context, Result, bail};
-use crate::gradient::prepare::prepare_for;
+use crate::gradient::parameters::{Parameter, RowOrder, discover};
+use crate::gradient::prepare::{Prepared, prepare_for};
+use crate::gradient::product::Product;
 use crate::onnx::graph::outer_names;
 use crate::onnx::{Graph, Value};
 use crate::tensor::{ElementType, Tensor};
@@ -22,7 +27,31 @@ pub struct StepGraph {
     graph: Graph,
     loss: String,
     trained: Vec<String>,
-    gradients: Vec<String>,
+    gradients: Vec<Gradient>,
+}
+
+/// Where the gradient of one trained tensor comes from.
+#[derive(Clone, Debug)]
+pub(super) enum Gradient {
+    /// An output of the graph.
+    Output(String),
+    /// The sum over these products.
+    Products(Vec<Capture>),
+}
+
+/// A product with a trained tensor as its weight.
+#[derive(Clone, Debug)]
+pub(super) struct Capture {
+    /// The product, whose weights are in row order.
+    pub product: Product,
+    /// The value with its data: an output or an input of the graph.
+    pub x: String,
+    /// The output with the cotangent of its result.
+    pub g: String,
+    /// Where in the tensor each weight of the product is stored; `None` when in the same order.
+    pub stored: Option<Vec<u32>>,
+    /// In how many parts its batch is to be gone through.
+    pub parts: usize,
 }
 
 impl StepGraph {
@@ -79,9 +108,21 @@ impl StepGraph {
                 fact.constant = None;
             }
         }
+        let captured = captured(&prepared, trained);
+        let slots: Vec<Slot> =
+            captured.iter().flat_map(|p| p.uses.iter().map(|u| u.slot)).collect();
+        let is_captured = |name: &String| captured.iter().any(|p| p.name == *name);
+        let wanted: Vec<String> = trained.iter().filter(|n| !is_captured(n)).cloned().collect();
         let (graph, facts) = (&prepared.graph, &prepared.facts);
-        let backward = autodiff::backward(graph, facts, &[loss.into()], trained, &[])
+        let backward = autodiff::backward(graph, facts, &[loss.into()], &wanted, &slots)
             .context(|| "the gradient of the loss")?;
+        let mut gradients = Vec::new();
+        for name in trained {
+            gradients.push(match captured.iter().find(|p| p.name == *name) {
+                Some(p) => Gradient::Products(captures(p, &prepared, &backward.captures)?),
+                None => Gradient::Output(backward.gradients[name].clone()),
+            });
+        }
         let mut graph = backward.graph;
         for (value, seed) in &backward.seeds {
             let one = Tensor::f32(facts[value].shape.clone(), vec![1.0]);
@@ -92,15 +133,14 @@ impl StepGraph {
             let Some(tensor) = graph.initializers.remove(name) else { continue };
             graph.inputs.push(Value::fixed(name, tensor.element_type(), tensor.shape()));
         }
-        let gradients: Vec<String> =
-            trained.iter().map(|n| backward.gradients[n].clone()).collect();
-        let wanted: HashSet<&String> = gradients.iter().collect();
-        graph.outputs.retain(|o| o.name == loss || wanted.contains(&o.name));
+        let wanted: HashSet<&str> = gradients.iter().flat_map(Gradient::values).collect();
+        graph.outputs.retain(|o| o.name == loss || wanted.contains(o.name.as_str()));
         graph.remove_unused();
         Ok(StepGraph { graph, loss: loss.into(), trained: trained.to_vec(), gradients })
     }
 
-    /// The graph: inputs of a shard and the trained tensors in, the loss and gradients out.
+    /// The graph: inputs of a shard and the trained tensors in, the loss and what the gradient is
+    /// made of out.
     pub fn graph(&self) -> &Graph {
         &self.graph
     }
@@ -115,10 +155,67 @@ impl StepGraph {
         &self.trained
     }
 
-    /// The outputs that hold ∂L/∂w of each trained tensor, in the same order.
-    pub fn gradients(&self) -> &[String] {
+    /// Where the gradient of each trained tensor comes from, in the same order.
+    pub(super) fn gradients(&self) -> &[Gradient] {
         &self.gradients
     }
+}
+
+impl Gradient {
+    /// The values it is made of.
+    fn values(&self) -> impl Iterator<Item = &str> {
+        let (output, products) = match self {
+            Gradient::Output(name) => (Some(name.as_str()), &[][..]),
+            Gradient::Products(products) => (None, products.as_slice()),
+        };
+        output.into_iter().chain(products.iter().flat_map(|c| [c.x.as_str(), c.g.as_str()]))
+    }
+}
+
+/// The trained tensors that products alone read, as their weights.
+fn captured(prepared: &Prepared, trained: &[String]) -> Vec<Parameter> {
+    let (mut parameters, _) = discover(prepared, RowOrder::Taps);
+    let float = |p: &Parameter| {
+        let element = |name: &str| prepared.facts.get(name).map(|f| f.element);
+        p.uses.iter().all(|u| {
+            let node = &prepared.graph.nodes[u.slot.node];
+            let x = &node.inputs[Product::data_input(u.slot.input)];
+            element(x) == Some(ElementType::F32) && element(&node.outputs[0]) == element(x)
+        })
+    };
+    parameters.retain(|p| trained.contains(&p.name) && float(p));
+    parameters
+}
+
+/// The products of a captured tensor with the values that the backward graph has for them.
+fn captures(
+    parameter: &Parameter,
+    prepared: &Prepared,
+    found: &[autodiff::Capture],
+) -> Result<Vec<Capture>> {
+    let mut captures = Vec::new();
+    for u in &parameter.uses {
+        let node = &prepared.graph.nodes[u.slot.node];
+        let Some(capture) = found.iter().find(|c| c.slot == u.slot) else {
+            bail!(Model, "no gradient reaches {}", node.describe())
+        };
+        let x = node.inputs[Product::data_input(u.slot.input)].clone();
+        // Weights in row order go to the canonical order, and that to the order of the tensor.
+        let stored = (u.place.is_some() || parameter.order.is_some()).then(|| {
+            let canonical = |i: usize| u.place.as_ref().map_or(i, |place| place[i] as usize);
+            let order = parameter.order.as_ref();
+            let stored = |i: usize| order.map_or(i as u32, |order| order[i]);
+            (0..parameter.range.len()).map(|i| stored(canonical(i))).collect()
+        });
+        // A matrix product is one over all samples; windows stay within a sample.
+        let parts = match u.product {
+            Product::Linear(_) => 1,
+            _ => prepared.facts[&x].shape[0],
+        };
+        let (product, g) = (u.product.clone(), capture.gradient.clone());
+        captures.push(Capture { product, x, g, stored, parts });
+    }
+    Ok(captures)
 }
 
 /// Drops the inputs that nothing reads.

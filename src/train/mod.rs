@@ -10,14 +10,22 @@
 //! [`crate::mfac::Optimizer`] steps in; weights that are to stay zero are not part of it.
 //! [`Trainer`] puts these together and saves and restores the state exactly.
 
+pub mod checkpoint;
 mod graph;
+mod job;
 pub mod objective;
 mod parameters;
+pub mod report;
+mod select;
 mod trainer;
+mod tuner;
 mod workers;
 
 pub use graph::StepGraph;
+pub use job::{Job, Length, held_alone};
 pub use objective::{Distillation, Loss, Objective};
 pub use parameters::Parameters;
+pub use select::Trained;
 pub use trainer::{StepFigures, TrainOptions, Trainer};
+pub use tuner::{Kind, TuneOptions, Tuner, WindowDamping};
 pub use workers::Workers;

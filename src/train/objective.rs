@@ -55,6 +55,7 @@ impl Distillation {
 /// A loss in a graph, and what it wants to be fed.
 #[derive(Clone, Debug)]
 pub struct Objective {
+    kind: Loss,
     place: Place,
     loss: String,
     /// The input for one-hot labels or targets.
@@ -109,7 +110,7 @@ impl Objective {
             _ => unreachable!("labels, teacher or both have a share"),
         };
         graph.outputs.push(Value::named(&sum));
-        Ok(Objective { place, loss: sum, target, teacher })
+        Ok(Objective { kind: loss, place, loss: sum, target, teacher })
     }
 
     /// The value that is the loss, for [`super::StepGraph::new`].
@@ -122,13 +123,51 @@ impl Objective {
         self.place.value()
     }
 
+    /// Its shape at the size of a shard.
+    pub fn judged_shape(&self) -> &[usize] {
+        self.place.shape()
+    }
+
+    /// An error of kind `Data` when the samples lack the labels or targets that the loss needs, or
+    /// when these do not fit.
+    pub fn check(&self, samples: &Samples) -> Result<()> {
+        let (shape, value) = (self.place.shape(), self.place.value());
+        let rows = shape.first().copied().unwrap_or(1).max(1);
+        let want = match (&self.target, self.kind) {
+            (None, _) => return Ok(()),
+            (_, Loss::CrossEntropy) => self.place.positions() / rows,
+            (_, Loss::SquaredError) => shape.iter().product::<usize>() / rows,
+        };
+        let Some(labels) = samples.labels() else {
+            bail!(
+                Data,
+                "the samples have no `labels` (or `targets`) to learn from; learn from another \
+                 model alone by --distill DENSE --distill-weight 1"
+            );
+        };
+        let have = labels.tensor().len() / labels.rows();
+        match (self.kind, labels) {
+            (Loss::CrossEntropy, Labels::Targets(_)) => {
+                bail!(Data, "cross-entropy needs integer `labels`, but these are float targets")
+            }
+            (Loss::SquaredError, Labels::Classes(_)) => {
+                bail!(Data, "the squared error needs float `targets`, but these are class labels")
+            }
+            _ if have != want => {
+                bail!(Data, "there are {have} labels per sample, but {value:?} calls for {want}")
+            }
+            (Loss::CrossEntropy, _) => labels.check(self.place.classes()),
+            (Loss::SquaredError, _) => Ok(()),
+        }
+    }
+
     /// Whether labels or targets of the samples are needed.
     pub fn needs_labels(&self) -> bool {
         self.target.is_some()
     }
 
     /// The inputs of the loss for some rows of the samples, whose labels fit (see
-    /// [`crate::gradient::seed::Seeding::check`]); `teacher` holds what the teacher says of these
+    /// [`Objective::check`]); `teacher` holds what the teacher says of these
     /// rows, if it has a share.
     pub fn feeds(
         &self,

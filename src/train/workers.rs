@@ -10,18 +10,20 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 
 use crate::cancel::Cancel;
 use crate::error::{Context, Result, bail};
-use crate::runtime::{Session, SessionOptions};
+use crate::gradient::product::Scratch;
+use crate::runtime::{Outputs, Session, SessionOptions};
 use crate::tensor::Tensor;
+use crate::train::graph::{Capture, Gradient};
 use crate::train::{Parameters, StepGraph};
 
 /// Sessions on a [`StepGraph`], one per thread.
 #[derive(Debug)]
 pub struct Workers {
-    sessions: Vec<Session>,
+    workers: Vec<Worker>,
     /// The inputs that are not trained tensors.
     fed: HashSet<String>,
     loss: String,
-    gradients: Vec<String>,
+    gradients: Vec<Gradient>,
     /// The sum of the gradients.
     sums: Vec<f64>,
 }
@@ -29,14 +31,22 @@ pub struct Workers {
 impl Workers {
     /// Loads the graph `threads` times.
     pub fn new(step: &StepGraph, threads: usize) -> Result<Workers> {
-        let load = |_| Session::of_graph(step.graph(), &SessionOptions::default());
-        let sessions = (0..threads.max(1))
+        let load = |_| {
+            let session = Session::of_graph(step.graph(), &SessionOptions::default())?;
+            Ok(Worker {
+                session,
+                scratch: Scratch::default(),
+                rows: Vec::new(),
+                formed: Vec::new(),
+            })
+        };
+        let workers = (0..threads.max(1))
             .map(load)
             .collect::<Result<Vec<_>>>()
             .context(|| "loading the graph of a training step")?;
         let fed = step.graph().inputs.iter().map(|i| i.name.clone());
         Ok(Workers {
-            sessions,
+            workers,
             fed: fed.filter(|name| !step.trained().contains(name)).collect(),
             loss: step.loss().into(),
             gradients: step.gradients().to_vec(),
@@ -64,7 +74,7 @@ impl Workers {
         let turns = Turns { total: Mutex::new(total), changed: Condvar::new() };
         let (next, fed) = (AtomicUsize::new(0), &self.fed);
         let (loss, gradients) = (&self.loss, &self.gradients);
-        let work = |session: &mut Session| -> Result<()> {
+        let work = |worker: &mut Worker| -> Result<()> {
             let stopper = Stopper(&turns);
             loop {
                 let shard = next.fetch_add(1, Ordering::Relaxed);
@@ -72,22 +82,28 @@ impl Workers {
                     std::mem::forget(stopper);
                     return Ok(());
                 }
-                let inputs = feed(shard)?;
-                let inputs = inputs.iter().filter(|(name, _)| fed.contains(name));
-                let inputs = inputs.map(|(name, tensor)| (name.as_str(), tensor));
-                let outputs = session.run(inputs.chain(parameters.tensors()), cancel)?;
+                let mut inputs = feed(shard)?;
+                inputs.retain(|(name, _)| fed.contains(name));
+                let fed = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor));
+                let outputs = worker.session.run(fed.chain(parameters.tensors()), cancel)?;
+                worker.form(gradients, parameters, &outputs, &inputs)?;
                 let Some(mut total) = turns.take(shard) else { return Ok(()) };
                 total.loss += f64::from(outputs.f32(loss)?.1[0]);
-                for (i, name) in gradients.iter().enumerate() {
-                    parameters.add_gradient(i, outputs.f32(name)?.1, total.sums);
+                let mut formed = worker.formed.iter();
+                for (i, gradient) in gradients.iter().enumerate() {
+                    let gradient = match gradient {
+                        Gradient::Output(name) => outputs.f32(name)?.1,
+                        Gradient::Products(_) => formed.next().expect("one was formed for each"),
+                    };
+                    parameters.add_gradient(i, gradient, total.sums);
                 }
                 total.turn += 1;
                 turns.changed.notify_all();
             }
         };
         std::thread::scope(|scope| {
-            let start = |session| scope.spawn(|| work(session));
-            let threads: Vec<_> = self.sessions.iter_mut().map(start).collect();
+            let start = |worker| scope.spawn(|| work(worker));
+            let threads: Vec<_> = self.workers.iter_mut().map(start).collect();
             let results = threads.into_iter().map(|t| match t.join() {
                 Ok(result) => result,
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -103,6 +119,70 @@ impl Workers {
         }
         Ok(loss)
     }
+}
+
+/// A session of one thread and its buffers.
+#[derive(Debug)]
+struct Worker {
+    session: Session,
+    scratch: Scratch,
+    /// A gradient in the order of a product's rows.
+    rows: Vec<f32>,
+    /// The gradients of the captured tensors, in order.
+    formed: Vec<Vec<f32>>,
+}
+
+impl Worker {
+    /// Forms the gradients of captured tensors from what the graph handed out.
+    fn form(
+        &mut self,
+        gradients: &[Gradient],
+        parameters: &Parameters,
+        outputs: &Outputs,
+        inputs: &[(String, Tensor)],
+    ) -> Result<()> {
+        let lengths = parameters.tensors().map(|(_, tensor)| tensor.len());
+        let captured = gradients.iter().zip(lengths).filter_map(|(gradient, n)| match gradient {
+            Gradient::Products(captures) => Some((captures, n)),
+            Gradient::Output(_) => None,
+        });
+        for (i, (captures, n)) in captured.enumerate() {
+            if i == self.formed.len() {
+                self.formed.push(vec![0.0; n]);
+            }
+            let out = &mut self.formed[i];
+            out.fill(0.0);
+            for capture in captures {
+                let x = match inputs.iter().find(|(name, _)| *name == capture.x) {
+                    Some((_, tensor)) => tensor.as_f32().expect("captured data is float32"),
+                    None => outputs.f32(&capture.x)?.1,
+                };
+                let g = outputs.f32(&capture.g)?.1;
+                add_product(capture, x, g, out, &mut self.rows, &mut self.scratch);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Adds W̄ of one product to `out`, in the order of the tensor.
+fn add_product(
+    capture: &Capture,
+    x: &[f32],
+    g: &[f32],
+    out: &mut [f32],
+    rows: &mut Vec<f32>,
+    scratch: &mut Scratch,
+) {
+    let parts = capture.parts;
+    let mut add = |out: &mut [f32]| {
+        (0..parts).for_each(|part| capture.product.add_gradient(x, g, part, parts, out, scratch));
+    };
+    let Some(stored) = &capture.stored else { return add(out) };
+    rows.clear();
+    rows.resize(out.len(), 0.0);
+    add(rows);
+    stored.iter().zip(rows).for_each(|(&i, &mut v)| out[i as usize] += v);
 }
 
 /// What the shards add to, one after the other.

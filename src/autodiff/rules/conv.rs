@@ -7,7 +7,7 @@
 //! ȳ with the reversed kernel; for depthwise convolutions with strides likewise, after zeros have
 //! been put between the elements of ȳ by 0/1 matrices; otherwise by `ConvTranspose`. The reversed
 //! kernel is computed in the graph from the kernel, which the runtime does once at load where the
-//! kernel is constant.
+//! kernel is constant; where it is an input, as in training, that is still little beside x̄ itself.
 
 use super::window::{self, Axis};
 use crate::autodiff::builder::{Range, Term};
@@ -21,10 +21,10 @@ pub(super) fn conv(p: &mut Pullback) -> Result<()> {
     let group = group(p.node, &x, &w)?;
     let axes = window::axes(p.node, &w.shape[2..], &x, &y)?;
     if p.needs(0) {
-        let dx = if axes.iter().all(|a| a.stride == 1 && fits(a)) && p.constant(1).is_some() {
+        let dx = if axes.iter().all(|a| a.stride == 1 && fits(a)) {
             let pads = |a: &Axis| (a.extent() - 1 - a.before, a.extent() - 1 - a.after);
             convolve_reversed(p, &g, &w, group, &axes, pads)
-        } else if group == x.shape[1] && p.constant(1).is_some() {
+        } else if group == x.shape[1] {
             let stuffed = stuff(p, &g, &axes);
             convolve_reversed(p, &stuffed, &w, group, &axes, |_| (0, 0))
         } else {

@@ -31,6 +31,7 @@ pub struct Arguments {
 #[allow(clippy::large_enum_variant, reason = "there is one, and it lives as long as the process")]
 pub enum Command {
     Prune(Prune),
+    Finetune(Finetune),
     Eval(Eval),
     Inspect(Inspect),
     Gradient(Gradient),
@@ -162,6 +163,134 @@ pub struct Prune {
     pub memory_limit: String,
 }
 
+/// Train a model further, such as a pruned one: its zeros stay, BatchNorm statistics are frozen.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hone finetune pruned.onnx \
+    --data examples/fashion/calibration.npz \\\n      \
+    --distill examples/fashion/model.onnx --epochs 10 \\\n      \
+    --evaluation examples/fashion/test.npz --output tuned.onnx\n\n\
+    Samples need `labels` (classes) or `targets` (numbers), unless the model learns from another \
+    one alone\n(--distill DENSE --distill-weight 1). The output differs from the model in the \
+    trained tensors only.")]
+pub struct Finetune {
+    /// The model: an ordinary inference model in ONNX.
+    pub model: PathBuf,
+    /// The samples to learn, with labels or targets.
+    #[arg(long, value_name = "SAMPLES")]
+    pub data: PathBuf,
+    /// Where to write the fine-tuned model.
+    #[arg(short, long, value_name = "MODEL")]
+    pub output: PathBuf,
+    /// Samples to judge the model on while it learns and at the end, with labels or targets.
+    #[arg(long, value_name = "SAMPLES")]
+    pub evaluation: Option<PathBuf>,
+    /// Steps between two evaluations; a tenth of the run by default.
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub evaluate_every: Option<u64>,
+    /// Where to write the report as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Seed of the order of the samples.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+
+    /// How often each sample is seen.
+    #[arg(long, default_value_t = 5.0, value_name = "NUMBER", help_heading = "How long")]
+    pub epochs: f64,
+    /// The number of steps, instead of epochs.
+    #[arg(long, value_name = "STEPS", conflicts_with = "epochs", help_heading = "How long")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: Option<u64>,
+    /// Samples per step.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    #[arg(value_name = "SAMPLES", help_heading = "How long")]
+    pub batch: u32,
+    /// Keeps the state of the run here, and goes on from it when it is there; removed at the end.
+    #[arg(long, value_name = "FILE", help_heading = "How long")]
+    pub checkpoint: Option<PathBuf>,
+    /// Steps between two checkpoints; Ctrl-C writes one as well.
+    #[arg(long, default_value_t = 200, value_name = "STEPS", help_heading = "How long")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub checkpoint_every: u64,
+
+    /// mfac, adam or sgd.
+    #[arg(long, default_value = "mfac", value_parser = ["mfac", "adam", "sgd"])]
+    #[arg(help_heading = "Optimizer")]
+    pub optimizer: String,
+    /// The learning rate at its peak; by default 1 for mfac, 0.001 for adam and sgd.
+    #[arg(long, value_name = "RATE", help_heading = "Optimizer")]
+    pub learning_rate: Option<f64>,
+    /// How it goes on: constant, linear or cosine (to 0 at the end), or stairs:EVERY:FACTOR.
+    #[arg(long, default_value = "cosine", help_heading = "Optimizer")]
+    pub schedule: String,
+    /// Steps over which it first rises to its peak.
+    #[arg(long, default_value_t = 0, value_name = "STEPS", help_heading = "Optimizer")]
+    pub warmup: u64,
+    /// Momentum, from 0 to below 1; for Adam that of the first moment.
+    #[arg(long, default_value_t = 0.9, value_name = "BETA", help_heading = "Optimizer")]
+    pub momentum: f64,
+    /// Weight decay.
+    #[arg(long, default_value_t = 0.0, value_name = "RATE", help_heading = "Optimizer")]
+    pub weight_decay: f64,
+    /// Decay beside the step (decoupled) or as part of the gradient (coupled).
+    #[arg(long, default_value = "decoupled", value_parser = ["decoupled", "coupled"])]
+    #[arg(help_heading = "Optimizer")]
+    pub decay: String,
+    /// Scales gradients down to this norm where they are longer.
+    #[arg(long, value_name = "NORM", help_heading = "Optimizer")]
+    pub clip: Option<f64>,
+    /// Writes an average of the weights that decays by this factor per step, such as 0.999.
+    #[arg(long, value_name = "FACTOR", help_heading = "Optimizer")]
+    pub average: Option<f64>,
+    /// M-FAC: gradients in the window (m).
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(value_name = "M", help_heading = "Optimizer")]
+    pub window: u32,
+    /// M-FAC: damping λ as a fraction of the mean Fisher diagonal. The direction is λF⁻¹g, so that
+    /// the learning rate is of the size of that of SGD.
+    #[arg(long, default_value_t = 1.0, value_name = "FRACTION", help_heading = "Optimizer")]
+    pub damping: f64,
+    /// M-FAC: damping λ itself, and the direction F⁻¹g, as published.
+    #[arg(long, value_name = "LAMBDA", conflicts_with = "damping", help_heading = "Optimizer")]
+    pub damping_absolute: Option<f64>,
+    /// M-FAC: how the window is stored.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "f16", "bf16"])]
+    #[arg(help_heading = "Optimizer")]
+    pub window_storage: String,
+
+    /// What is minimised: cross-entropy (for class labels), mse (for targets), or auto.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "cross-entropy", "mse"])]
+    #[arg(help_heading = "What is learned")]
+    pub loss: String,
+    /// The output to train; needed where there are several float ones.
+    #[arg(long, value_name = "NAME", help_heading = "What is learned")]
+    pub output_name: Option<String>,
+    /// Learn also from the outputs of this model, such as the dense one.
+    #[arg(long, value_name = "MODEL", help_heading = "What is learned")]
+    pub distill: Option<PathBuf>,
+    /// Its share in the loss, from 0 to 1; with 1 no labels are needed.
+    #[arg(long, default_value_t = 0.5, value_name = "FRACTION", requires = "distill")]
+    #[arg(help_heading = "What is learned")]
+    pub distill_weight: f64,
+    /// What the logits of both are divided by before they are compared.
+    #[arg(long, default_value_t = 2.0, value_name = "T", requires = "distill")]
+    #[arg(help_heading = "What is learned")]
+    pub temperature: f64,
+    /// What is trained: all (weights, biases, norms, embeddings), weights (the prunable ones), or
+    /// the name of a tensor; * stands for any characters. Names may be repeated.
+    #[arg(long, value_name = "all|weights|NAME", help_heading = "What is learned")]
+    pub train: Vec<String>,
+    /// Let zeros of prunable weights move, too.
+    #[arg(long, help_heading = "What is learned")]
+    pub free_zeros: bool,
+
+    #[command(flatten)]
+    pub reading: Reading,
+    /// Worker threads; all processors by default. Results do not depend on it.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Running")]
+    pub threads: Option<u16>,
+}
+
 /// Accuracy and cross-entropy of a model on labelled samples.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  hone eval examples/fashion/model.onnx \
@@ -242,7 +371,19 @@ impl Reading {
 impl Running {
     /// The number of worker threads.
     pub fn threads(&self) -> usize {
-        let all = || std::thread::available_parallelism().map_or(1, |n| n.get());
-        self.threads.map_or_else(all, usize::from)
+        threads(self.threads)
     }
+}
+
+impl Finetune {
+    /// The number of worker threads.
+    pub fn threads(&self) -> usize {
+        threads(self.threads)
+    }
+}
+
+/// As many as asked for, else as there are processors.
+fn threads(asked: Option<u16>) -> usize {
+    let all = || std::thread::available_parallelism().map_or(1, |n| n.get());
+    asked.map_or_else(all, usize::from)
 }

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod eval;
+mod finetune;
 mod gradient;
 mod inspect;
 mod mam;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     terminal::stop_on_signals(&cancel);
     let result = match &arguments.command {
         Command::Prune(a) => prune::run(a, &cancel),
+        Command::Finetune(a) => finetune::run(a, &cancel),
         Command::Eval(a) => eval::run(a, &cancel),
         Command::Inspect(a) => inspect::run(a),
         Command::Gradient(a) => gradient::run(a, &cancel),

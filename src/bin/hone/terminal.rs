@@ -65,6 +65,12 @@ impl Progress for Bars {
             eprintln!("{}: {done} of {}", state.phase, state.total);
         }
     }
+
+    fn say(&self, line: &str) {
+        let mut state = self.state.lock().expect("no holder panics");
+        state.said = Instant::now();
+        state.bar.suspend(|| eprintln!("{line}"));
+    }
 }
 
 /// The first Ctrl-C asks the work to stop and leave nothing half-written; a second one ends the
