@@ -198,11 +198,12 @@ fn a_run_off_a_terminal_reports_in_plain_lines() {
 fn help_has_an_example_for_every_command() {
     let overview = hone(["--help"]);
     assert!(overview.stdout.contains("Exit codes"), "{overview:?}");
-    for name in ["prune", "eval", "inspect", "gradient", "mam"] {
+    for name in ["prune", "finetune", "eval", "inspect", "gradient", "mam"] {
         assert!(overview.stdout.contains(name), "{overview:?}");
         let help = hone([name, "--help"]);
         assert_eq!(help.code, Some(0), "{help:?}");
-        assert!(help.stdout.contains(&format!("Example:\n  hone {name} examples/")), "{help:?}");
+        assert!(help.stdout.contains(&format!("Example:\n  hone {name} ")), "{help:?}");
+        assert!(help.stdout.contains(" examples/"), "{help:?}");
     }
 }
 

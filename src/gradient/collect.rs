@@ -191,8 +191,8 @@ impl<'a> Collector<'a> {
         Ok(backward)
     }
 
-    /// At least one and, on the CPU, up to `most` workers. They load side by side: that takes a good
-    /// part of a short run.
+    /// At least one and, on the CPU, up to `most` workers. They load side by side: that takes a
+    /// good part of a short run.
     fn workers(&self, backward: &Backward, most: usize) -> Result<Vec<Worker>> {
         let (count, threads) = match self.plan.device {
             Device::Cpu => (most.max(1), 1),

@@ -41,7 +41,8 @@ impl Graph {
     }
 
     /// The graph as an ONNX file that only names its float initializers of `min_bytes` and more,
-    /// as external data without a place; and their names. Integers stay: shapes are read from them. Errors beyond protobuf's 2 GB.
+    /// as external data without a place; and their names. Integers stay inside: shapes are read
+    /// from them. Errors beyond protobuf's 2 GB.
     pub fn to_bytes_without(&self, min_bytes: usize) -> Result<(Vec<u8>, Vec<String>)> {
         let is_large = |tensor: &Tensor| {
             let element = tensor.element_type();

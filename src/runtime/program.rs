@@ -1,5 +1,5 @@
-//! A graph in the form ONNX Runtime takes: a serialized model, and beside it the tensors that are too
-//! large to be copied through protobuf.
+//! A graph in the form ONNX Runtime takes: a serialized model, and beside it the tensors that are
+//! too large to be copied through protobuf.
 //!
 //! Large tensors are only named in the file, as external data, and handed over in memory; so
 //! sessions share one copy of them, and models beyond protobuf's 2 GB run. No file is ever read.

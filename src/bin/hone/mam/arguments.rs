@@ -13,11 +13,11 @@ use crate::arguments::Running;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  hone mam inspect examples/mam/digits.onnx\n\n\
     A model is an ONNX file that keeps docs/mam-contract.md, or two files, one for each half: θ, \
-    which gives the log-marginal of\nany subset of sites in one pass, and φ, which gives the \
+    which gives the log-marginal of any subset of sites in one pass, and φ, which gives the \
     distribution of any site given others.\n\
     Rows are .npy, .npz (array x, perhaps bool arrays known and given), .csv or, for models with \
-    an alphabet, .txt;\n-1, an empty field or ? is a missing value. Answers are JSON lines, \
-    log-probabilities in nats; null is an impossible\nvalue or an infinite bound.")]
+    an alphabet, .txt; -1, an empty field or ? is a missing value. Answers are JSON lines, \
+    log-probabilities in nats; null is an impossible value or an infinite bound.")]
 pub struct MamArguments {
     #[command(subcommand)]
     pub command: MamCommand,
