@@ -49,5 +49,5 @@ CMAKE
 cmake -S "$project" -B "$project/build" -DCMAKE_BUILD_TYPE="$(cached CMAKE_BUILD_TYPE)" \
     -DHONE_CARGO_DIR="$(cached HONE_CARGO_DIR)" -DHONE_CARGO_FLAGS="$(cached HONE_CARGO_FLAGS)" \
     >/dev/null
-cmake --build "$project/build" --target train >/dev/null 2>&1
+cmake --build "$project/build" --target train >"$project/log" 2>&1 || { cat "$project/log"; exit 1; }
 "$project/build/train"
