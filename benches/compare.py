@@ -43,6 +43,14 @@ HONE = {
                              ["--update", "independent", "--stages", "1"], True),
     "magnitude": ("magnitude (`--method magnitude`)", ["--method", "magnitude"], False),
 }
+# Rows that are made only when named: what the Fisher is made of, and how wide its blocks are.
+CHOICES = {
+    **{kind: (f"hone, `--fisher {kind}`", ["--fisher", kind], True)
+       for kind in ("gaussian", "sampled", "labels")},
+    **{f"block-{width}": (f"hone, `--block {width} --stages 1`",
+                          ["--block", width, "--stages", "1"], True)
+       for width in ("512", "1024", "layer")},
+}
 # Row: title, arguments of published_mfac.py. Every one goes over 1,024 samples a step.
 SINGLE = ["--ngrads", "1024", "--batch", "1", "--inverse", "dense"]
 BATCHES = ["--ngrads", "64", "--batch", "16"]
@@ -58,6 +66,7 @@ PUBLISHED = {
     "published-batches-16": ("published M-FAC, 64 gradients of 16 samples, 16 recomputations",
                              [*BATCHES, "--recomputations", "16"]),
 }
+ROWS = {**HONE, **CHOICES}
 
 
 def main():
@@ -82,12 +91,13 @@ def main():
             seconds = (children_seconds() - start) / (len(seeds) * len(a.sparsity))
             cells = [spread([judge.accuracy(m[i], s) for m in models])
                      for i, s in enumerate(a.sparsity)]
-        title = (PUBLISHED.get(row) or HONE[row])[0]
+        title = (PUBLISHED.get(row) or ROWS[row])[0]
         print(f"| {title} | {' | '.join(cells)} | {seconds:.1f} |", flush=True)
 
 
 def arguments():
-    rows = [*HONE, *PUBLISHED]
+    usual = [*HONE, *PUBLISHED]
+    rows = [*usual, *CHOICES]
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("hone", help="the hone binary")
@@ -97,8 +107,8 @@ def arguments():
     p.add_argument("--sparsity", type=float, nargs="+", default=[0.7, 0.8, 0.9, 0.95])
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    p.add_argument("--rows", nargs="+", choices=rows, default=rows, metavar="ROW",
-                   help="of " + ", ".join(rows))
+    p.add_argument("--rows", nargs="+", choices=rows, default=usual, metavar="ROW",
+                   help="of " + ", ".join(rows) + f"; by default all but {', '.join(CHOICES)}")
     p.add_argument("--torch-python", default="/usr/bin/python3", help="an interpreter with torch")
     a = p.parse_args()
     a.hone = os.path.abspath(a.hone)
@@ -110,7 +120,7 @@ def arguments():
 def is_random(row, calibration):
     """Whether the seed can change a row's result by more than rounding."""
     if row in HONE:
-        return HONE[row][2]
+        return ROWS[row][2]
     with np.load(calibration) as archive:
         whole = 1024 % len(archive["labels"]) == 0
     return not (whole and PUBLISHED[row][1][:len(SINGLE)] == SINGLE)
@@ -120,7 +130,7 @@ def run_hone(a, row, seed, folder):
     models = [os.path.join(folder, f"{seed}-{s:g}.onnx") for s in a.sparsity]
     for sparsity, model in zip(a.sparsity, models):
         execute([a.hone, "prune", a.model, "--calibration", a.calibration, "--output", model,
-                 "--sparsity", sparsity, "--seed", seed, "--threads", a.threads, *HONE[row][1]])
+                 "--sparsity", sparsity, "--seed", seed, "--threads", a.threads, *ROWS[row][1]])
     return models
 
 
