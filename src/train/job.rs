@@ -38,6 +38,22 @@ impl Length {
             Length::Epochs(epochs) => (epochs * rows as f64 / batch.max(1) as f64).ceil() as u64,
         }
     }
+
+    /// The options for a run of this length over `rows` samples: its steps, over which a falling
+    /// schedule falls. Error `Usage` where there are none.
+    pub fn fit(self, options: &TuneOptions, rows: usize) -> Result<TuneOptions> {
+        let mut options = options.clone();
+        options.steps = self.steps(rows, options.batch);
+        if options.steps == 0 {
+            bail!(Usage, "a run of 0 steps changes nothing; ask for at least one");
+        }
+        let falls = options.steps.saturating_sub(options.settings.warmup_steps);
+        match &mut options.settings.schedule {
+            Schedule::Linear { steps } | Schedule::Cosine { steps } => *steps = falls,
+            Schedule::Constant | Schedule::Stairs { .. } => (),
+        }
+        Ok(options)
+    }
 }
 
 /// Files and options of a run.
@@ -79,6 +95,7 @@ impl Job {
             .map(PathBuf::as_path)
             .collect();
         check_output(&self.output, &sources)?;
+        checkpoint::check_place(self.checkpoint.as_deref(), &self.output)?;
         let mut model = Model::load(&self.model)?;
         let in_model = || self.model.display().to_string();
         let mut graph = import(&model).context(in_model)?;
@@ -87,7 +104,7 @@ impl Job {
         let evaluation = self.evaluation.as_deref().map(|p| read(p, &graph)).transpose()?;
         declare_baked_batch(&mut graph, &samples, evaluate::BATCH, cancel).context(in_model)?;
         let teacher = self.load_teacher(&samples, cancel)?;
-        let options = self.options_for(samples.rows())?;
+        let options = self.length.fit(&self.options, samples.rows())?;
         let source = Graph::from_model(&model).context(in_model)?;
         let judge = Judge::new(&graph, evaluation.as_ref(), &options)?;
         let mut tuner = Tuner::new(
@@ -137,6 +154,7 @@ impl Job {
             }),
             history: log.history,
             training_seconds: training.seconds,
+            gradient_seconds: training.gradient_s,
             training_steps: training.steps,
             total_seconds: start.elapsed().as_secs_f64(),
             peak_memory_bytes: sys::peak_memory_bytes(),
@@ -149,21 +167,6 @@ impl Job {
         let mut graph = import(&Model::load(path)?).context(in_teacher)?;
         declare_baked_batch(&mut graph, samples, evaluate::BATCH, cancel).context(in_teacher)?;
         Ok(Some(graph))
-    }
-
-    /// The options with everything that depends on the number of samples.
-    fn options_for(&self, rows: usize) -> Result<TuneOptions> {
-        let mut options = self.options.clone();
-        options.steps = self.length.steps(rows, options.batch);
-        if options.steps == 0 {
-            bail!(Usage, "a run of 0 steps changes nothing; ask for at least one");
-        }
-        let falls = options.steps.saturating_sub(options.settings.warmup_steps);
-        match &mut options.settings.schedule {
-            Schedule::Linear { steps } | Schedule::Cosine { steps } => *steps = falls,
-            Schedule::Constant | Schedule::Stairs { .. } => (),
-        }
-        Ok(options)
     }
 
     fn identity(
@@ -233,6 +236,7 @@ struct Log {
 /// What this process did.
 struct Training {
     seconds: f64,
+    gradient_s: f64,
     steps: u64,
 }
 
@@ -268,7 +272,7 @@ impl Run<'_, '_> {
             every => every,
         };
         progress.begin("fine-tuning", total);
-        let mut training = Training { seconds: 0.0, steps: 0 };
+        let mut training = Training { seconds: 0.0, gradient_s: 0.0, steps: 0 };
         while !self.tuner.is_done() {
             let start = Instant::now();
             let figures = match self.tuner.step(cancel) {
@@ -276,6 +280,7 @@ impl Run<'_, '_> {
                 Err(e) => return Err(self.stopped(e)),
             };
             training.seconds += start.elapsed().as_secs_f64();
+            training.gradient_s += figures.gradient_s;
             training.steps += 1;
             self.log.sum += figures.loss;
             self.log.count += 1;
@@ -390,11 +395,14 @@ fn row(name: &str, old: &Tensor, new: &Tensor) -> TensorRow {
     }
 }
 
-fn settings(o: &TuneOptions, samples: &Samples) -> report::Options {
-    let (optimizer, window, damping) = match o.kind {
-        Kind::Mfac { window, damping, .. } => ("mfac", Some(window), Some(damping)),
-        Kind::Adam => ("adam", None, None),
-        Kind::Sgd => ("sgd", None, None),
+/// The settings of a run over these samples, for reports.
+pub(crate) fn settings(o: &TuneOptions, samples: &Samples) -> report::Options {
+    let (optimizer, window, damping, metric) = match o.kind {
+        Kind::Mfac { window, damping, metric, .. } => {
+            ("mfac", Some(window), Some(damping), Some(metric))
+        }
+        Kind::Adam => ("adam", None, None, None),
+        Kind::Sgd => ("sgd", None, None, None),
     };
     let (damping_kind, damping) = match damping {
         Some(WindowDamping::Relative(fraction)) => (Some("relative"), Some(fraction)),
@@ -415,6 +423,7 @@ fn settings(o: &TuneOptions, samples: &Samples) -> report::Options {
         optimizer: optimizer.into(),
         window,
         damping_kind: damping_kind.map(String::from),
+        damping_metric: metric.map(|m| format!("{m:?}").to_lowercase()),
         damping,
         learning_rate: o.settings.learning_rate,
         schedule,
