@@ -18,7 +18,8 @@
  *              Enumerations travel in as uint32_t.
  * Buffers      Views of your memory: read, and written, before the call returns. What is written
  *              must not overlap what is read.
- * Jobs         Prune and evaluate are submitted, then waited for (`hone_job_wait`), polled
+ * Jobs         Work of more than moments (hone_prune, hone_finetune, hone_evaluate, hone_mam_train,
+ *              hone_scorer_check) is submitted, then waited for (`hone_job_wait`), polled
  *              (`hone_job_fd`), or observed; everything else is done when it returns.
  * Observers    {call, drop, context}: `drop` runs exactly once, after the last `call`.
  * Host         Nothing is printed, no signal handler is set, the library is not to be unloaded.
