@@ -304,7 +304,7 @@ impl Normaliser {
 }
 
 /// All answers, or the first error with its row.
-fn numbered<T>(answers: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
+pub(crate) fn numbered<T>(answers: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
     let name = |(r, answer): (usize, Result<T>)| answer.context(|| format!("row {r}"));
     answers.into_iter().enumerate().map(name).collect()
 }

@@ -103,7 +103,7 @@ impl Half {
         options: LoadOptions,
         cancel: &Cancel,
     ) -> Result<Half> {
-        let graph = part(graph, output);
+        let graph = part(graph, &[output]);
         let mut half = Half {
             contract: contract.clone(),
             output,
@@ -400,16 +400,19 @@ fn gap((a, b): (&f32, &f32)) -> f64 {
     if a == b { 0.0 } else { (a - b).abs() / a.abs().max(b.abs()).max(1.0) }
 }
 
-/// The part of `graph` that `output` depends on, and only the inputs it reads; the output float32.
-fn part(graph: &Graph, output: &str) -> Graph {
+/// The part of `graph` that `outputs` depend on, and only the inputs it reads; the outputs float32.
+pub(super) fn part(graph: &Graph, outputs: &[&str]) -> Graph {
     let mut part = graph.clone();
-    part.outputs.retain(|o| o.name == output);
-    part.outputs.truncate(1);
-    if part.outputs[0].element.is_some_and(|e| e != ElementType::F32) {
-        let inner = Names::of(&part).fresh(&format!("{output}_inner"));
-        rename_result(&mut part, output, &inner);
-        part.nodes.push(Node::new("Cast", [inner.as_str()], output).with("to", FLOAT));
-        part.outputs[0] = Value::named(output);
+    let named = |output: &&str| graph.outputs.iter().find(|o| o.name == **output).cloned();
+    part.outputs = outputs.iter().filter_map(named).collect();
+    for i in 0..part.outputs.len() {
+        if part.outputs[i].element.is_some_and(|e| e != ElementType::F32) {
+            let output = part.outputs[i].name.clone();
+            let inner = Names::of(&part).fresh(&format!("{output}_inner"));
+            rename_result(&mut part, &output, &inner);
+            part.nodes.push(Node::new("Cast", [&inner], &output).with("to", FLOAT));
+            part.outputs[i] = Value::named(&output);
+        }
     }
     part.remove_unused();
     let mut read: Vec<String> = part.outputs.iter().map(|o| o.name.clone()).collect();
