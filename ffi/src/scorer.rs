@@ -138,8 +138,8 @@ pub struct hone_scorer {
 /// models must keep the contract of marginalization models (docs/mam-contract.md), and may be freed
 /// at once. `options` may be NULL. It runs a few rows to see that the model does what it says.
 ///
-/// Errors: INVALID_MODEL, also for a model that breaks the contract; RUNTIME, DEVICE; UNAVAILABLE in
-/// a forked child.
+/// Errors: INVALID_MODEL, also for a model that breaks the contract; RUNTIME, DEVICE; UNAVAILABLE
+/// in a forked child.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_scorer_new(
@@ -210,8 +210,8 @@ pub extern "C" fn hone_scorer_inspect(
 /// log p of the known sites of each of `count` rows to `out` (`count` numbers), in nats. `options`
 /// may be NULL.
 ///
-/// Errors: INVALID_ARGUMENT for a half that the model lacks, INVALID_DATA for a single row that does
-/// not fit; UNAVAILABLE in a forked child.
+/// Errors: INVALID_ARGUMENT for a half that the model lacks, INVALID_DATA for a single row that
+/// does not fit; UNAVAILABLE in a forked child.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_scorer_score(
@@ -373,9 +373,9 @@ pub unsafe extern "C" fn hone_scorer_sample(
 }
 
 /// Completes each of `count` rows by draws from φ given its known sites, `draws` of them one after
-/// the other: the rows with a value at every site to `out` (`count`·`draws`·length numbers), and log
-/// of the probability of each draw along its order to `log_q` (`count`·`draws` numbers, or NULL; it
-/// means nothing after sweeps). `options` may be NULL.
+/// the other: the rows with a value at every site to `out` (`count`·`draws`·length numbers), and
+/// log of the probability of each draw along its order to `log_q` (`count`·`draws` numbers, or
+/// NULL; it means nothing after sweeps). `options` may be NULL.
 ///
 /// A row that cannot be completed is all −1, and its `log_q` NaN. The same seed gives the same
 /// draws for any number of threads. Errors as `hone_scorer_sample`, and INVALID_DATA for a single
