@@ -34,6 +34,8 @@ pub const SITE_LOG_P: &str = "site_log_p";
 /// More sites or symbols, or more logits per row, than any model has: a limit for hostile files.
 const MOST_SITES: usize = 1 << 20;
 const MOST_LOGITS: usize = 1 << 28;
+/// More sides than arrays have.
+const MOST_SIDES: usize = 32;
 
 /// Which halves a file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,7 +197,10 @@ impl Contract {
         if self.kind == Kind::Ordered {
             allowed.push(ORDER);
         }
-        for input in &graph.inputs {
+        for (i, input) in graph.inputs.iter().enumerate() {
+            if graph.inputs[..i].iter().any(|other| other.name == input.name) {
+                bail!(Model, "two inputs are called {:?}", input.name);
+            }
             let (name, per_row) = (input.name.as_str(), [self.length]);
             if !allowed.contains(&name) {
                 bail!(
@@ -394,6 +399,9 @@ fn check_consistent(c: &Contract) -> Result<()> {
             c.value_offset
         );
     }
+    if c.shape.as_ref().is_some_and(|s| s.len() > MOST_SIDES) {
+        bail!(Model, "metadata mam.shape has more than {MOST_SIDES} sides");
+    }
     if c.shape
         .as_ref()
         .is_some_and(|s| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) != Some(c.length))
@@ -478,6 +486,11 @@ mod tests {
             ("cardinalities", "2,2", "no JSON list"),
             ("shape", "3,3", "mam.shape"),
             ("shape", "2x2", "not such as"),
+            (
+                "shape",
+                "4,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1",
+                "32 sides",
+            ),
             ("alphabet", "[\"a\"]", "1 texts for 2 values"),
             ("pad_id", "2", "mam.pad_id"),
             ("log_z", "nan", "not finite"),
