@@ -4,9 +4,9 @@
 //! With a damping relative to the gradients, λ = α·(mean diagonal of the window's Fisher), the
 //! direction is λF⁻¹g instead: what the window has not seen moves as with SGD, what it has seen
 //! moves less, and η means the same for both whatever the scale of the gradients.
-//! The damping may be λP instead of λI, with P = √v̂, the metric of Adam: in coordinates P^(1/2)w it
-//! is λI again, so the window holds g̃ = P^(−1/2)g and the direction is P^(−1/2)·(λ)F̃⁻¹g̃. What the
-//! window has not seen then moves as with Adam.
+//! The damping may be λP instead of λI, with P = √v̂, the metric of Adam: in the coordinates
+//! P^(1/2)w it is λI again, so the window holds g̃ = P^(−1/2)g, and P^(−1/2)·λF̃⁻¹g̃ is the
+//! direction. What the window has not seen then moves as with Adam.
 //! SGD: v ← βv + g, w ← w − ηv. Adam: the published form with bias correction. Weight decay is
 //! either coupled, added to g (before it enters the window, as in the published M-FAC), or
 //! decoupled, w ← (1 − η·decay)·w. Under a mask the weights that are left out stay exactly zero and
@@ -487,7 +487,7 @@ mod tests {
 
     #[test]
     fn a_diagonal_damping_solves_in_the_metric_of_adam() {
-        // P = |g|, g̃ = sign(g)·√|g| and λ = 0.5·‖g̃‖²/3: P^(−1/2)λF̃⁻¹g̃ = sign(g)/1.75 at any scale.
+        // P = |g|, g̃ = sign(g)·√|g| and λ = 0.5·‖g̃‖²/3: the direction is sign(g)/1.75.
         for c in [1.0f32, 1e-4] {
             let one = run(diagonal(3), PLAIN, vec![], &[[0.5, -1.0, 0.0].map(|x| c * x)]);
             let scale = 0.1 * 0.5 / 1.75;

@@ -23,7 +23,7 @@ mod workers;
 
 pub use graph::StepGraph;
 pub(crate) use job::settings;
-pub use job::{Job, Length, held_alone};
+pub use job::{Job, Length, Plan, Run, held_alone};
 pub use objective::{Distillation, Loss, Objective};
 pub use parameters::Parameters;
 pub use select::Trained;
