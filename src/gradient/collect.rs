@@ -198,9 +198,9 @@ impl<'a> Collector<'a> {
     /// At least one and, on the CPU, up to `most` workers. They load side by side: that takes a
     /// good part of a short run.
     fn workers(&self, backward: &Backward, most: usize) -> Result<Vec<Worker>> {
-        let (count, threads) = match self.plan.device {
+        let (count, threads) = match self.plan.device.settled() {
             Device::Cpu => (most.max(1), 1),
-            Device::Cuda | Device::Auto => (1, self.plan.threads),
+            _ => (1, self.plan.threads),
         };
         let options = SessionOptions { device: self.plan.device, threads, optimize: true };
         let program = Program::of_graph(&backward.graph)?;
