@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! LSTM  i, o, f = σ(W x_t + R h + b)   g = tanh(W x_t + R h + b)   c ← f c + i g   h ← o tanh(c)
-//! GRU   z, r = σ(W x_t + R h + b)      g = tanh(W x_t + b_W + r (R h + b_R))       h ← (1−z) g + z h
+//! GRU   z, r = σ(W x_t + R h + b)      g = tanh(W x_t + b_W + r (R h + b_R))   h ← (1−z) g + z h
 //! RNN   h ← tanh(W x_t + R h + b)
 //! ```
 //!
