@@ -555,8 +555,8 @@ typedef struct {
     size_t train_count;
     /// Samples to judge the model on while it learns and at the end; NULL for none.
     const hone_samples *evaluation;
-    /// Steps between two evaluations, which are lines of the log and of the report; 0 means a tenth
-    /// of the run.
+    /// Steps between two evaluations, each a line of the log and an entry of the report; 0 means a
+    /// tenth of the run.
     uint64_t evaluate_every;
     /// Keeps the state of the run here, also when it is cancelled, and goes on from it if it is
     /// there, to the same bits; removed at the end. NULL for none.
@@ -955,6 +955,8 @@ hone_error *hone_model_bytes(const hone_model *model,
 /// What the model consists of and what hone can do with it: inputs and outputs, tensors that can be
 /// pruned, those that cannot and why, operators and whether gradients pass through them. Schema
 /// "hone.inspect/1".
+///
+/// Errors: INVALID_MODEL and UNSUPPORTED for a model that hone cannot bring into its working form.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_model_inspect(const hone_model *model,
@@ -966,7 +968,10 @@ hone_error *hone_model_inspect(const hone_model *model,
 ///
 /// For hosts that take gradients themselves: with the same order in `hone_gradients`,
 /// `hone_weights_prune` prunes such a vector, and `hone_model_with_weights` makes it a model.
-/// Half-precision weights are widened.
+/// Half-precision weights are widened. Rows of layers and N:M patterns are those of the tensors as
+/// stored, so they need weights stored outputs first (Conv, Gemm with transB).
+///
+/// Errors: INVALID_ARGUMENT for another `len`; else as `hone_model_inspect`.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_model_weights(const hone_model *model,
@@ -1034,7 +1039,7 @@ hone_error *hone_job_wait(const hone_job *job,
                           int64_t timeout_ms,
                           hone_job_state *out);
 
-/// How far the job is. Set `out->size` first.
+/// How far the job is. Set `out->size` first. Errors: UNAVAILABLE in a forked child.
 HONE_API HONE_MUST_USE hone_error *hone_job_progress(const hone_job *job, hone_progress *out);
 
 /// A descriptor that is readable once the job has ended, for poll, epoll or an event loop; -1 for
@@ -1201,6 +1206,8 @@ hone_error *hone_scorer_impute(const hone_scorer *scorer,
 /// Submits a look at how far θ and φ agree with each other and with probabilities on `count` rows,
 /// which are copied. The job makes a report (schema "hone.mam.check/1", in nats). `options` may be
 /// NULL. A model without both halves, and a row that does not fit, are errors of the job.
+///
+/// Errors: of options only, and UNAVAILABLE in a forked child.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_scorer_check(const hone_scorer *scorer,

@@ -95,8 +95,8 @@ pub struct hone_finetune_options {
     pub train_count: usize,
     /// Samples to judge the model on while it learns and at the end; NULL for none.
     pub evaluation: *const hone_samples,
-    /// Steps between two evaluations, which are lines of the log and of the report; 0 means a tenth
-    /// of the run.
+    /// Steps between two evaluations, each a line of the log and an entry of the report; 0 means a
+    /// tenth of the run.
     pub evaluate_every: u64,
     /// Keeps the state of the run here, also when it is cancelled, and goes on from it if it is
     /// there, to the same bits; removed at the end. NULL for none.

@@ -139,6 +139,8 @@ pub unsafe extern "C" fn hone_model_bytes(
 /// What the model consists of and what hone can do with it: inputs and outputs, tensors that can be
 /// pruned, those that cannot and why, operators and whether gradients pass through them. Schema
 /// "hone.inspect/1".
+///
+/// Errors: INVALID_MODEL and UNSUPPORTED for a model that hone cannot bring into its working form.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_model_inspect(
@@ -159,7 +161,10 @@ pub unsafe extern "C" fn hone_model_inspect(
 ///
 /// For hosts that take gradients themselves: with the same order in `hone_gradients`,
 /// `hone_weights_prune` prunes such a vector, and `hone_model_with_weights` makes it a model.
-/// Half-precision weights are widened.
+/// Half-precision weights are widened. Rows of layers and N:M patterns are those of the tensors as
+/// stored, so they need weights stored outputs first (Conv, Gemm with transB).
+///
+/// Errors: INVALID_ARGUMENT for another `len`; else as `hone_model_inspect`.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_model_weights(

@@ -481,6 +481,8 @@ unsafe fn draw(
 /// Submits a look at how far θ and φ agree with each other and with probabilities on `count` rows,
 /// which are copied. The job makes a report (schema "hone.mam.check/1", in nats). `options` may be
 /// NULL. A model without both halves, and a row that does not fit, are errors of the job.
+///
+/// Errors: of options only, and UNAVAILABLE in a forked child.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_scorer_check(
