@@ -10,8 +10,10 @@
 use std::io::{Read, Write};
 use std::path::Path;
 
+use super::dense;
+use super::kernels::syrk;
+use super::passes::{self, Sums};
 use super::store::{GradientStore, Storage};
-use super::{dense, passes};
 use crate::error::{Error, ErrorKind, Result, bail};
 
 /// F⁻¹ = (λI + GᵀG/m)⁻¹ of the latest m gradients.
@@ -109,6 +111,33 @@ impl Sliding {
     /// Error `Numerics` for a gradient that is not finite; the window is then unchanged.
     pub fn push(&mut self, gradient: &[f32], threads: usize) -> Result<()> {
         self.enter(gradient, threads)
+    }
+
+    /// [`Sliding::push`] of many gradients, oldest first, of which the last m stay: products are
+    /// taken once for all, which is much faster than one by one.
+    ///
+    /// Errors of kind `Numerics`: a gradient is not finite, or λ vanishes beside them; the window
+    /// is then empty.
+    pub fn extend<G: AsRef<[f32]>>(
+        &mut self,
+        gradients: impl IntoIterator<Item = G>,
+        threads: usize,
+    ) -> Result<()> {
+        let mut ages = std::mem::take(&mut self.ages);
+        self.factor = AgedFactor::default();
+        for gradient in gradients {
+            let row = if ages.len() < self.capacity() { free_row(&ages) } else { ages.remove(0) };
+            self.store.set_row(row, gradient.as_ref())?;
+            ages.push(row);
+        }
+        let half = passes::gram(self.store.all(), Sums::Double, threads);
+        syrk::expand(self.capacity(), &half, 1.0, &mut self.gram);
+        self.ages = ages;
+        let factored = self.set_damping(self.damping);
+        if factored.is_err() {
+            self.ages.clear();
+        }
+        factored
     }
 
     /// [`Sliding::push`], then F⁻¹g of that gradient (as stored) to `out`: two passes over G.
@@ -252,8 +281,10 @@ impl Sliding {
     /// Puts the gradient into the window; leaves it as stored, and Gg, in the scratch.
     fn enter(&mut self, gradient: &[f32], threads: usize) -> Result<()> {
         let full = self.len() == self.capacity();
-        let free = (0..self.capacity()).find(|row| !self.ages.contains(row));
-        let row = free.unwrap_or_else(|| self.ages[0]);
+        let row = match full {
+            true => self.ages[0],
+            false => free_row(&self.ages),
+        };
         self.store.set_row(row, gradient)?;
         if full {
             self.remove(0);
@@ -307,6 +338,11 @@ fn check_damping(damping: f64) -> Result<()> {
         bail!(Usage, "the damping must be positive and finite, not {damping}");
     }
     Ok(())
+}
+
+/// The first row that is not in use, for a window that is not full.
+fn free_row(ages: &[usize]) -> usize {
+    (0..).find(|row| !ages.contains(row)).expect("one of the first rows is free")
 }
 
 fn read_number(from: &mut dyn Read) -> std::io::Result<u64> {
@@ -467,6 +503,23 @@ mod tests {
         window.push(row(26), 1).unwrap();
         rows.push(row(26));
         check(&window, &rows, 0.3);
+    }
+
+    #[test]
+    fn many_gradients_at_once_are_those_pushed_one_by_one() {
+        let (m, d) = (10, 50);
+        let g = hard_gradients(40, d, 45);
+        let x = Rng::new(46).normals(d);
+        let new = || Sliding::new(m, d, 1e-3, Storage::F16, None).unwrap();
+        let (mut one, mut many) = (new(), new());
+        for part in [0..4, 4..4, 4..9, 9..31, 31..40] {
+            part.clone().for_each(|i| one.push(&g[i * d..][..d], 1).unwrap());
+            many.extend(part.map(|i| &g[i * d..][..d]), 2).unwrap();
+            let want = applied(&one, &x);
+            assert_approximate(&applied(&many, &x), &want, 1e-6, largest(&want));
+            assert_eq!(one.len(), many.len());
+        }
+        assert!(many.extend([[f32::NAN; 50]], 1).is_err() && many.is_empty());
     }
 
     #[test]

@@ -13,7 +13,9 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 use memmap2::{Advice, MmapMut};
 
+use super::kernels::ahead::Ahead;
 use super::kernels::cast;
+use super::kernels::gemv::{ROWS, Rows};
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::sys;
 
@@ -228,6 +230,42 @@ impl<'a> Gradients<'a> {
             scratch.iter_mut().for_each(|x| *x *= scale);
         }
         scratch
+    }
+
+    /// Asks for the columns `range` of the rows `rows` ahead of time.
+    pub(super) fn ahead(&self, rows: Range<usize>, range: Range<usize>) -> Ahead {
+        if range.is_empty() || rows.is_empty() {
+            return Ahead::none();
+        }
+        let (store, size) = (self.store, self.store.storage.size());
+        let start = rows.start * store.stride + self.start + range.start;
+        let bytes = &store.bytes[start * size..];
+        Ahead::new(bytes, rows.len(), store.stride * size, range.len() * size)
+    }
+
+    /// Columns `range` of the rows from `first` on as they are stored, and what each is to be
+    /// multiplied by; where there are no more rows, the last one and 0.
+    pub(super) fn rows(&self, first: usize, range: Range<usize>) -> (Rows<'a>, [f64; ROWS]) {
+        let store = self.store;
+        assert!(first < store.count && range.end <= self.dimension);
+        let stored = |i: usize| {
+            let start = (first + i).min(store.count - 1) * store.stride + self.start + range.start;
+            start..start + range.len()
+        };
+        let halves = || {
+            let numbers = cast::numbers::<u16>(&store.bytes);
+            std::array::from_fn(|i| &numbers[stored(i)])
+        };
+        let rows = match store.storage {
+            Storage::F32 => {
+                let numbers = cast::numbers::<f32>(&store.bytes);
+                Rows::F32(std::array::from_fn(|i| &numbers[stored(i)]))
+            }
+            Storage::F16 => Rows::F16(halves()),
+            Storage::Bf16 => Rows::Bf16(halves()),
+        };
+        let scale = |i: usize| store.scales.get(first + i).map_or(0.0, |&s| f64::from(s));
+        (rows, std::array::from_fn(scale))
     }
 }
 

@@ -18,26 +18,39 @@ pub fn len(k: usize, n: usize) -> usize {
     strips(n) * WIDTH * k
 }
 
-/// Packs the k×n matrix whose row i is `rows[i·stride..][..n]`.
-pub fn pack(rows: &[f32], stride: usize, k: usize, n: usize, panels: &mut [f32]) {
+/// Packs the k×n matrix whose row i is `rows[i·stride..][..n]`, in f32 or widened to f64.
+pub fn pack<T: From<f32> + Copy>(
+    rows: &[f32],
+    stride: usize,
+    k: usize,
+    n: usize,
+    panels: &mut [T],
+) {
     for i in 0..k {
         pack_row(&rows[i * stride..][..n], i, k, panels);
     }
 }
 
 /// Packs row `i` of a matrix of k rows.
-pub fn pack_row(row: &[f32], i: usize, k: usize, panels: &mut [f32]) {
+pub fn pack_row<T: From<f32> + Copy>(row: &[f32], i: usize, k: usize, panels: &mut [T]) {
     let strips = panels.chunks_exact_mut(WIDTH * k);
     for (strip, row) in strips.zip(row.chunks(WIDTH)) {
         let packed = &mut strip[i * WIDTH..][..WIDTH];
         match <&[f32; WIDTH]>::try_from(row) {
-            Ok(row) => packed.copy_from_slice(row),
+            Ok(row) => packed.iter_mut().zip(row).for_each(|(p, &x)| *p = T::from(x)),
             Err(_) => {
-                packed[..row.len()].copy_from_slice(row);
-                packed[row.len()..].fill(0.0);
+                let (numbers, padding) = packed.split_at_mut(row.len());
+                numbers.iter_mut().zip(row).for_each(|(p, &x)| *p = T::from(x));
+                padding.fill(T::from(0.0));
             }
         }
     }
+}
+
+/// The same panels in f64.
+pub fn widen(panels: &[f32], wide: &mut Vec<f64>) {
+    wide.clear();
+    wide.extend(panels.iter().map(|&x| f64::from(x)));
 }
 
 /// Packs eight vectors of k numbers as the columns `first..first + 8` (`first` a multiple of 8).
