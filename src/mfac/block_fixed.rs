@@ -20,10 +20,10 @@ use crate::error::{Context, Error, ErrorKind, Result, bail};
 
 /// Blocks that a thread takes one after another: while one is computed the next is fetched.
 const RUN: usize = 8;
-/// Gradients per step of a block: two panels of a strip fit a first-level cache.
-const DEPTH: usize = 128;
+/// Gradients per step of a block: few, so that what is fetched ahead is spread over the step.
+const DEPTH: usize = 64;
 /// The most gradients summed in f32; those sums are added up in f64.
-const SINGLE_SUMS: usize = 8 * DEPTH;
+const SINGLE_SUMS: usize = 16 * DEPTH;
 
 /// The inverse of each diagonal block λI + G_QᵀG_Q/m.
 #[derive(Debug)]
@@ -310,6 +310,9 @@ fn factor(gradients: Gradients<'_>, damping: f64, scratch: &mut Scratch) -> Resu
 fn pack(gradients: Gradients<'_>, rows: Range<usize>, panels: &mut Vec<f32>, scratch: &mut [f32]) {
     let (k, n) = (rows.len(), gradients.dimension());
     panels.resize(panel::len(k, n), 0.0);
+    if let Some((strided, stride)) = gradients.strided(rows.start) {
+        return panel::pack(strided, stride, k, n, panels);
+    }
     for (i, row) in rows.enumerate() {
         panel::pack_row(gradients.row(row, 0..n, scratch), i, k, panels);
     }
@@ -324,51 +327,98 @@ mod tests {
         Rng, assert_approximate, assert_exact, dense_inverse, hard_gradients, mean_square, widen,
     };
 
-    fn stored(g: &[f32], m: usize, d: usize) -> GradientStore {
-        let mut store = GradientStore::new(m, d, Storage::F32, None).unwrap();
+    fn stored(g: &[f32], m: usize, d: usize, storage: Storage) -> GradientStore {
+        let mut store = GradientStore::new(m, d, storage, None).unwrap();
         (0..m).for_each(|i| store.set_row(i, &g[i * d..][..d]).unwrap());
         store
     }
 
     #[test]
-    fn both_forms_match_dense_inverses_of_hard_blocks() {
+    fn both_forms_match_dense_inverses_of_hard_blocks_in_every_storage() {
         let (m, d) = (100, 480);
         let g = hard_gradients(m, d, 61);
-        let (store, x) = (stored(&g, m, d), Rng::new(62).normals(d));
+        let x = Rng::new(62).normals(d);
         // Narrow, as wide as m, a gap, wider than m.
         let blocks = vec![0..1, 1..65, 65..165, 170..370, 400..480];
-        for exponent in 3..=8 {
-            let damping = 10f64.powi(-exponent) * mean_square(&g);
-            let fixed = BlockFixed::precompute(store.all(), blocks.clone(), damping, 2).unwrap();
-            let mut product = vec![f32::NAN; d];
-            fixed.apply(&x, &mut product, 2);
-            assert!(product[165..170].iter().all(|&p| p == 0.0));
-            for (index, block) in blocks.iter().enumerate() {
-                let n = block.len();
-                let own: Vec<f32> =
-                    g.chunks_exact(d).flat_map(|r| r[block.clone()].to_vec()).collect();
-                let want = dense_inverse(&own, m, n, damping);
-                let (mut inverse, mut diagonal) = (vec![f64::NAN; n * n], vec![f64::NAN; n]);
-                fixed.inverse(index, &mut inverse);
-                fixed.diagonal(index, &mut diagonal);
-                let largest = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-                let exact: Vec<f64> = want.iter().step_by(n + 1).copied().collect();
-                assert_approximate(&inverse, &want, 1e-3, largest);
-                assert_approximate(&diagonal, &exact, 1e-3, 0.0);
-                let exact: Vec<f64> = want
-                    .chunks_exact(n)
-                    .map(|r| r.iter().zip(&x[block.clone()]).map(|(a, &b)| a * f64::from(b)).sum())
-                    .collect();
-                let floor = exact.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-                assert_approximate(&widen(&product[block.clone()]), &exact, 1e-3, floor);
+        for storage in [Storage::F32, Storage::F16, Storage::Bf16] {
+            let store = stored(&g, m, d, storage);
+            let mut row = vec![0.0; d];
+            let kept = (0..m).flat_map(|i| store.all().row(i, 0..d, &mut row).to_vec());
+            let kept: Vec<f32> = kept.collect();
+            for exponent in 3..=8 {
+                let damping = 10f64.powi(-exponent) * mean_square(&g);
+                let fixed =
+                    BlockFixed::precompute(store.all(), blocks.clone(), damping, 2).unwrap();
+                let mut product = vec![f32::NAN; d];
+                fixed.apply(&x, &mut product, 2);
+                assert!(product[165..170].iter().all(|&p| p == 0.0));
+                for (index, block) in blocks.iter().enumerate() {
+                    let own = kept.chunks_exact(d).flat_map(|r| r[block.clone()].to_vec());
+                    let want = dense_inverse(&own.collect::<Vec<_>>(), m, block.len(), damping);
+                    let part = (&x[block.clone()], &product[block.clone()]);
+                    assert_block(&fixed, index, &want, part);
+                }
             }
         }
+    }
+
+    /// Block `index` is `want`, to three digits, and so is its product with x.
+    fn assert_block(
+        fixed: &BlockFixed<'_>,
+        index: usize,
+        want: &[f64],
+        (x, product): (&[f32], &[f32]),
+    ) {
+        let n = x.len();
+        let (mut inverse, mut diagonal) = (vec![f64::NAN; n * n], vec![f64::NAN; n]);
+        fixed.inverse(index, &mut inverse);
+        fixed.diagonal(index, &mut diagonal);
+        let largest = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let exact: Vec<f64> = want.iter().step_by(n + 1).copied().collect();
+        assert_approximate(&inverse, want, 1e-3, largest);
+        assert_approximate(&diagonal, &exact, 1e-3, 0.0);
+        assert!(diagonal.iter().all(|&d| 0.0 < d && d <= 1.0 / fixed.damping));
+        let sum = |r: &[f64]| r.iter().zip(x).map(|(a, &b)| a * f64::from(b)).sum();
+        let exact: Vec<f64> = want.chunks_exact(n).map(sum).collect();
+        let floor = exact.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        assert_approximate(&widen(product), &exact, 1e-3, floor);
+    }
+
+    /// More gradients than f32 sums take, and weights that are easy: no block needs f64.
+    #[test]
+    fn easy_blocks_of_many_gradients_stay_in_f32() {
+        let (m, d) = (2 * SINGLE_SUMS + 77, 40);
+        let g = Rng::new(65).normals(m * d);
+        let store = stored(&g, m, d, Storage::F32);
+        let fixed = BlockFixed::precompute(store.all(), vec![0..7, 7..d], 0.1, 1).unwrap();
+        assert!(fixed.forms.iter().all(|form| matches!(form, Form::Inverse(_))));
+        let own: Vec<f32> = g.chunks_exact(d).flat_map(|r| r[7..].to_vec()).collect();
+        let mut inverse = vec![f64::NAN; 33 * 33];
+        fixed.inverse(1, &mut inverse);
+        assert_approximate(&inverse, &dense_inverse(&own, m, 33, 0.1), 1e-5, 1.0);
+    }
+
+    #[test]
+    fn gradients_on_disk_give_the_same_bits() {
+        let (m, d) = (30, 90);
+        let g = hard_gradients(m, d, 66);
+        let folder = tempfile::tempdir().unwrap();
+        let diagonals = |folder| {
+            let mut store = GradientStore::new(m, d, Storage::F16, folder).unwrap();
+            (0..m).for_each(|i| store.set_row(i, &g[i * d..][..d]).unwrap());
+            let fixed = BlockFixed::precompute(store.all(), vec![0..20, 20..d], 1e-3, 2).unwrap();
+            let mut out = vec![f64::NAN; d];
+            fixed.diagonal(0, &mut out[..20]);
+            fixed.diagonal(1, &mut out[20..]);
+            out
+        };
+        assert_exact(&diagonals(Some(folder.path())), &diagonals(None));
     }
 
     #[test]
     fn the_bytes_do_not_depend_on_the_threads() {
         let (m, d) = (50, 300);
-        let store = stored(&hard_gradients(m, d, 63), m, d);
+        let store = stored(&hard_gradients(m, d, 63), m, d, Storage::F32);
         let x = Rng::new(64).normals(d);
         let product = |threads| {
             let blocks = (0..d).step_by(40).map(|s| s..(s + 40).min(d)).collect();
@@ -382,7 +432,7 @@ mod tests {
 
     #[test]
     fn rules_are_kept_and_hopeless_blocks_named() {
-        let store = stored(&[1.0; 200], 20, 10);
+        let store = stored(&[1.0; 200], 20, 10, Storage::F32);
         let kind = |blocks: &[Range<usize>], damping| {
             BlockFixed::precompute(store.all(), blocks.to_vec(), damping, 1).unwrap_err().kind()
         };

@@ -15,11 +15,11 @@ use super::store::Gradients;
 
 /// Columns that one step of a product with a vector takes: few enough that the rows' pieces stay in
 /// a first-level cache, enough for long streams.
-const PIECE: usize = 2048;
+const PIECE: usize = 4096;
 /// The most slots a pass is divided into.
 const SLOTS: usize = 16;
-/// The most numbers the Gram matrices of all slots may take: 64 MiB of f64, two slots at least.
-const GRAM_NUMBERS: usize = 8 << 20;
+/// The most numbers the Gram matrices of all slots may take: 80 MiB of f64, two slots at least.
+const GRAM_NUMBERS: usize = 10 << 20;
 
 /// How the products of a Gram matrix are summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub fn gram(g: Gradients<'_>, sums: Sums, threads: usize) -> Vec<f64> {
     let (m, d) = (g.count(), g.dimension());
     let len = syrk::half_len(m);
     let depth = if sums == Sums::Single { syrk::DEPTH } else { syrk::DOUBLE_DEPTH };
-    let slots = slots(d, 4 * syrk::DEPTH, (GRAM_NUMBERS / len.max(1)).clamp(2, SLOTS));
+    let slots = slots(d, syrk::DEPTH, (GRAM_NUMBERS / len.max(1)).clamp(2, SLOTS));
     let mut halves: Vec<_> = slots.into_iter().map(|slot| (slot, vec![0.0; len])).collect();
     let mut scratch: Vec<_> = (0..threads.clamp(1, halves.len().max(1)))
         .map(|_| (vec![0.0; panel::len(depth, m)], vec![0.0; SIDE * depth], Vec::new()))
@@ -81,7 +81,7 @@ impl Scratch {
     fn prepare(&mut self, g: Gradients<'_>, count: usize, threads: usize) {
         let (m, d) = (g.count(), g.dimension());
         if self.shape != (m, d) {
-            let slots = slots(d, 2 * PIECE, SLOTS);
+            let slots = slots(d, PIECE, SLOTS);
             self.partial = slots.into_iter().map(|slot| (slot, Vec::new())).collect();
             self.shape = (m, d);
         }

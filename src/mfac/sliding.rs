@@ -387,22 +387,48 @@ impl AgedFactor {
     }
 
     /// Removes gradient k: the rows after it take up its column by rotations, kept in `rotations`.
+    ///
+    /// Row i moves to the place of row i − 1, whose numbers were read before. A rotation waits for
+    /// the one before it in its row, so four rows go side by side.
     fn remove(&mut self, k: usize, rotations: &mut Vec<(f64, f64)>) {
+        const SIDE: usize = 4;
         let n = self.len();
         rotations.clear();
-        for i in k + 1..n {
-            let (from, to) = (triangle(i), triangle(i - 1));
-            let mut carried = self.rows[from + k];
-            self.rows.copy_within(from..from + k, to);
-            for (j, &(cosine, sine)) in rotations.iter().enumerate() {
-                let l = self.rows[from + k + 1 + j];
-                self.rows[to + k + j] = cosine * l + sine * carried;
-                carried = cosine * carried - sine * l;
+        let mut first = k + 1;
+        while first < n {
+            let count = SIDE.min(n - first);
+            let mut carried = [0.0; SIDE];
+            for (r, carried) in carried.iter_mut().enumerate().take(count) {
+                let (from, to) = (triangle(first + r), triangle(first + r - 1));
+                *carried = self.rows[from + k];
+                self.rows.copy_within(from..from + k, to);
             }
-            let l = self.rows[from + i];
-            let pivot = l.hypot(carried);
-            self.rows[to + i - 1] = pivot;
-            rotations.push((l / pivot, carried / pivot));
+            if count == SIDE {
+                // The five places that the four rows come from and go to.
+                let place = |r: usize| triangle(first - 1 + r) + k;
+                let at = [place(0), place(1), place(2), place(3), place(4)];
+                for (j, &(cosine, sine)) in rotations.iter().enumerate() {
+                    let l = [1, 2, 3, 4].map(|r| self.rows[at[r] + 1 + j]);
+                    for r in 0..SIDE {
+                        self.rows[at[r] + j] = cosine * l[r] + sine * carried[r];
+                        carried[r] = cosine * carried[r] - sine * l[r];
+                    }
+                }
+            }
+            let done = if count == SIDE { rotations.len() } else { 0 };
+            for (i, mut carried) in (first..first + count).zip(carried) {
+                let (from, to) = (triangle(i), triangle(i - 1));
+                for (j, &(cosine, sine)) in rotations.iter().enumerate().skip(done) {
+                    let l = self.rows[from + k + 1 + j];
+                    self.rows[to + k + j] = cosine * l + sine * carried;
+                    carried = cosine * carried - sine * l;
+                }
+                let l = self.rows[from + i];
+                let pivot = l.hypot(carried);
+                self.rows[to + i - 1] = pivot;
+                rotations.push((l / pivot, carried / pivot));
+            }
+            first += count;
         }
         self.rows.truncate(triangle(n - 1));
     }

@@ -154,11 +154,11 @@ impl GradientStore {
     /// Panics when there is no such row or the length is not d.
     pub fn set_row(&mut self, i: usize, gradient: &[f32]) -> Result<()> {
         assert!(i < self.count && gradient.len() == self.dimension);
-        // f32::max passes over NaN.
-        let worst = |m: f32, g: &f32| if g.is_nan() { f32::INFINITY } else { m.max(g.abs()) };
-        let largest = gradient.iter().fold(0.0, worst);
+        // Magnitudes are ordered as their bits, NaN above all.
+        let magnitude = |g: &f32| g.to_bits() & 0x7fff_ffff;
+        let largest = f32::from_bits(gradient.iter().map(magnitude).max().unwrap_or(0));
         let limit = if self.storage == Storage::Bf16 { bf16::MAX.to_f32() } else { f32::MAX };
-        if largest > limit {
+        if largest.is_nan() || largest > limit {
             bail!(
                 Numerics,
                 "gradient {i} has an element that is not finite or too large to store ({largest:e})"
@@ -230,6 +230,14 @@ impl<'a> Gradients<'a> {
             scratch.iter_mut().for_each(|x| *x *= scale);
         }
         scratch
+    }
+
+    /// The rows from `first` on in one piece and how far apart they begin, where they are in f32.
+    pub(super) fn strided(&self, first: usize) -> Option<(&'a [f32], usize)> {
+        let store = self.store;
+        let start = first * store.stride + self.start;
+        (store.storage == Storage::F32)
+            .then(|| (&cast::numbers::<f32>(&store.bytes)[start..], store.stride))
     }
 
     /// Asks for the columns `range` of the rows `rows` ahead of time.

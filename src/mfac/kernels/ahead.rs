@@ -25,8 +25,11 @@ impl Ahead {
 
     /// `count` pieces of `len` bytes from the beginning of `bytes` on, `stride` bytes apart.
     pub fn new(bytes: &[u8], count: usize, stride: usize, len: usize) -> Ahead {
-        let lines = len.div_ceil(LINE) + 1;
-        Ahead { piece: bytes.as_ptr(), stride, lines, line: 0, pieces: count }
+        // Where a piece begins in its line; not all begin alike if the stride is no whole number.
+        let skewed = bytes.as_ptr() as usize % LINE;
+        let piece = bytes.as_ptr().wrapping_sub(skewed);
+        let lines = (skewed + len).div_ceil(LINE) + usize::from(!stride.is_multiple_of(LINE));
+        Ahead { piece, stride, lines, line: 0, pieces: count }
     }
 
     /// The lines that are left.
@@ -67,10 +70,13 @@ mod tests {
     #[test]
     fn every_line_is_asked_for_once() {
         let bytes = vec![0; 1000];
-        let mut ahead = Ahead::new(&bytes, 3, 300, 130);
-        assert_eq!(ahead.left(), 12);
+        let start = bytes.as_ptr().align_offset(LINE);
+        assert_eq!(Ahead::new(&bytes[start..], 3, 320, 128).left(), 6);
+        assert_eq!(Ahead::new(&bytes[start + 32..], 3, 320, 128).left(), 9);
+        let mut ahead = Ahead::new(&bytes[start..], 3, 300, 128);
+        assert_eq!(ahead.left(), 9);
         ahead.ask(5);
-        assert_eq!(ahead.left(), 7);
+        assert_eq!(ahead.left(), 4);
         ahead.ask(100);
         assert_eq!(ahead.left(), 0);
         Ahead::none().ask(1);

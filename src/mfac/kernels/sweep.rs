@@ -2,7 +2,8 @@
 //!
 //! Sweeping a set P of indices turns A into
 //! −A_PP⁻¹ at P, A_RP A_PP⁻¹ beside it, and A_RR − A_RP A_PP⁻¹ A_PR elsewhere; once all are swept,
-//! −A⁻¹ is left. P is a strip of 24 at a time, so all but the inverse of a 24×24 block is done by
+//! −A⁻¹ is left. Here rows that are swept are kept with the other sign where they meet those that
+//! are not: both products are then those with N = −A_PP⁻¹. P is a strip of 24 at a time, so all but the inverse of a 24×24 block is done by
 //! the register tile, on the half that `syrk` lays out: n³ multiply-adds and additions, as for a
 //! Cholesky factorization and the inverse from it, in one loop without short cases.
 #![allow(unsafe_code, reason = "a function compiled for processor features, else safe code")]
@@ -86,34 +87,57 @@ fn sweep_block_avx2(block: &mut Block, diagonal: &[f32]) -> bool {
     sweep_block(block, diagonal, f32::mul_add)
 }
 
-/// Sweeps the indices of the block one by one; false at a pivot that is too small.
+/// Sweeps the indices of the block, a few at a time; false at a pivot that is too small.
+///
+/// With N the swept rows of those few, another row with the numbers f at their columns becomes
+/// itself, with zeros there, minus fN.
 #[inline(always)]
 fn sweep_block(
     block: &mut Block,
     diagonal: &[f32],
     multiply_add: impl Fn(f32, f32, f32) -> f32,
 ) -> bool {
+    const FEW: usize = 4;
     let k = diagonal.len();
     let mut sound = true;
-    for p in 0..k {
-        let pivot = block[p * WIDTH + p];
-        sound &= pivot * INFLATION >= diagonal[p] && pivot > 0.0;
-        let inverse = 1.0 / pivot;
-        // Whole rows at a time: a single number written would stall the next read of its vector.
-        let keep: [f32; WIDTH] = std::array::from_fn(|j| if j == p { 0.0 } else { 1.0 });
-        let mut row = [0.0; WIDTH];
-        for j in 0..WIDTH {
-            row[j] = inverse * (keep[j] * block[p * WIDTH + j] - (1.0 - keep[j]));
-        }
-        for i in 0..k {
-            let factor = -block[i * WIDTH + p];
-            let other: &mut [f32; WIDTH] =
-                (&mut block[i * WIDTH..][..WIDTH]).try_into().expect("a row of 24");
+    for first in (0..k).step_by(FEW) {
+        let few: &mut [f32; FEW * WIDTH] =
+            (&mut block[first * WIDTH..][..FEW * WIDTH]).try_into().expect("24 is 6 times 4");
+        for p in first..k.min(first + FEW) {
+            let pivot = few[(p - first) * WIDTH + p];
+            sound &= pivot * INFLATION >= diagonal[p] && pivot > 0.0;
+            // Whole rows at a time: a single number written would stall the read of its vector.
+            let keep: [f32; WIDTH] = std::array::from_fn(|j| if j == p { 0.0 } else { 1.0 });
+            let (inverse, mut row) = (1.0 / pivot, [0.0; WIDTH]);
             for j in 0..WIDTH {
-                other[j] = multiply_add(factor, row[j], keep[j] * other[j]);
+                row[j] = inverse * (keep[j] * few[(p - first) * WIDTH + j] - (1.0 - keep[j]));
+            }
+            for i in 0..FEW {
+                let factor = -few[i * WIDTH + p];
+                for j in 0..WIDTH {
+                    let other = keep[j] * few[i * WIDTH + j];
+                    few[i * WIDTH + j] = multiply_add(factor, row[j], other);
+                }
+            }
+            few[(p - first) * WIDTH..][..WIDTH].copy_from_slice(&row);
+        }
+        let few = *few;
+        let taken = first..first + FEW;
+        let keep: [f32; WIDTH] =
+            std::array::from_fn(|j| if taken.contains(&j) { 0.0 } else { 1.0 });
+        for (i, other) in block.chunks_exact_mut(WIDTH).enumerate().take(k) {
+            if taken.contains(&i) {
+                continue;
+            }
+            let factors: [f32; FEW] = std::array::from_fn(|t| -other[first + t]);
+            for j in 0..WIDTH {
+                let mut sum = keep[j] * other[j];
+                for t in 0..FEW {
+                    sum = multiply_add(factors[t], few[t * WIDTH + j], sum);
+                }
+                other[j] = sum;
             }
         }
-        block[p * WIDTH..][..WIDTH].copy_from_slice(&row);
     }
     sound
 }
@@ -141,9 +165,10 @@ fn multiply(n: usize, p: usize, inverse: &Block, rows: &[f32], swept: &mut [f32]
     let (k, square) = (width(n, p), WIDTH * WIDTH);
     swept.fill(0.0);
     let strips = rows.chunks_exact(square).zip(swept.chunks_exact_mut(square)).enumerate();
-    for (_, (b, out)) in strips.filter(|(s, _)| *s != p) {
-        for (t, out) in out.chunks_exact_mut(HEIGHT * WIDTH).enumerate() {
-            tile::add(k, &inverse[t * HEIGHT..], WIDTH, b, false, out);
+    for (s, (b, out)) in strips.filter(|(s, _)| *s != p) {
+        let tiles = out.chunks_exact_mut(HEIGHT * WIDTH).take(k.div_ceil(HEIGHT));
+        for (t, out) in tiles.enumerate() {
+            tile::add(k, &inverse[t * HEIGHT..], WIDTH, b, width(n, s) <= NARROW, out);
         }
     }
 }
@@ -166,10 +191,9 @@ fn update(n: usize, p: usize, rows: &[f32], swept: &[f32], half: &mut [f32]) {
     }
 }
 
-/// N at strip p, and −N·A_P· beside it.
-fn write_rows(n: usize, p: usize, inverse: &Block, swept: &mut [f32], half: &mut [f32]) {
+/// N at strip p, and N·A_P· beside it.
+fn write_rows(n: usize, p: usize, inverse: &Block, swept: &[f32], half: &mut [f32]) {
     let k = width(n, p);
-    swept.iter_mut().for_each(|x| *x = -*x);
     for (s, from) in swept.chunks_exact(WIDTH * WIDTH).enumerate() {
         if s < p {
             let to = offset(n, s) + (p - s) * WIDTH * WIDTH;
