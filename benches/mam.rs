@@ -2,8 +2,10 @@
 //! of prefixes, and what a call adds to ONNX Runtime's own time.
 //!
 //! `cargo bench --bench mam [model.onnx [rows.npy]]`, the shipped example by default. One thread,
-//! medians in microseconds. A chain here is along one order. `benches/mam_peers.py` sets the same
-//! against ONNX Runtime called from Python.
+//! medians in microseconds. A chain here is along one order; `split` is what running both halves
+//! costs as a multiple of θ alone, `threads` the time of two threads with a batch each, which share
+//! one model, as a multiple of one thread's. `benches/mam_peers.py` sets the same against ONNX
+//! Runtime called from Python.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -30,7 +32,7 @@ fn main() {
     let mut phi = half(&graph, "logits");
     let mut both = Session::of_graph(&graph, &SessionOptions::default()).expect("a session");
     println!(
-        "{:>5} {:>10} {:>10} {:>10} {:>12} {:>12} {:>8} {:>8} {:>8}",
+        "{:>5} {:>10} {:>10} {:>10} {:>12} {:>12} {:>8} {:>8} {:>8} {:>6} {:>7}",
         "batch",
         "theta",
         "ort theta",
@@ -39,7 +41,9 @@ fn main() {
         "phi sequent.",
         "overhead",
         "x batch",
-        "x seq."
+        "x seq.",
+        "split",
+        "threads"
     );
     for batch in BATCHES {
         let cycle = (0..batch).flat_map(|i| rows.row(i % rows.len()).to_vec()).collect();
@@ -51,12 +55,15 @@ fn main() {
         let batched = micros(|| score(&mam, &rows, Method::Phi));
         let one_step = micros(|| run(&mut phi, &x));
         let sequential = one_step * rows.length() as f64;
+        let beside = side_by_side(&mam, &rows, by_theta);
         println!(
             "{batch:>5} {by_theta:>10.1} {direct:>10.1} {joint:>10.1} {batched:>12.1} \
-             {sequential:>12.1} {:>8.1} {:>8.1} {:>8.1}",
+             {sequential:>12.1} {:>8.1} {:>8.1} {:>8.1} {:>6.2} {:>7.2}",
             by_theta - direct,
             batched / by_theta,
-            sequential / by_theta
+            sequential / by_theta,
+            joint / by_theta,
+            beside / by_theta
         );
     }
 }
@@ -71,6 +78,19 @@ fn score(mam: &Mam, rows: &Rows, method: Method) {
     };
     let scores = mam.score(rows, &options, &Cancel::new()).expect("scores");
     assert!(scores.iter().all(Result::is_ok));
+}
+
+/// Microseconds per batch and thread of two threads that score on one model at once.
+fn side_by_side(mam: &Mam, rows: &Rows, once: f64) -> f64 {
+    let calls = (20_000.0 / once).ceil() as usize;
+    let work = || (0..calls).for_each(|_| score(mam, rows, Method::Theta));
+    let both = || {
+        std::thread::scope(|scope| {
+            scope.spawn(work);
+            scope.spawn(work);
+        });
+    };
+    micros(both) / calls as f64
 }
 
 /// The part of the graph behind one output, as ONNX Runtime runs it.

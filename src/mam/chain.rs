@@ -7,15 +7,11 @@
 use crate::cancel::Cancel;
 use crate::error::{Result, bail, error};
 use crate::mam::contract::Trained;
-use crate::mam::model::{Answers, Mam, Want, copy, log_softmax_at, log_sum_exp};
-use crate::mam::rows::{Distinct, free_sites, known_sites};
+use crate::mam::model::{
+    Answers, Mam, WINDOW_BYTES, WINDOW_ROWS, Want, log_softmax_at, log_sum_exp,
+};
+use crate::mam::rows::{Distinct, copy, free_sites, known_sites};
 use crate::random::Stream;
-
-/// Masked rows that wait for φ take about this much memory, whatever is asked.
-const WINDOW_BYTES: usize = 32 << 20;
-
-/// A window beyond this many rows only costs memory.
-const WINDOW_ROWS: usize = 1 << 14;
 
 /// Along which orders chains run.
 #[derive(Clone, Debug, PartialEq)]
@@ -139,7 +135,7 @@ impl Mam {
         }
         self.needed_phi()?;
         let length = self.contract().length;
-        let window = (WINDOW_BYTES / (8 * length)).clamp(1, WINDOW_ROWS);
+        let window = self.rows_at_a_time();
         let mut sums: Vec<Result<f64>> = Vec::new();
         let mut rows = Distinct::new(length);
         let (mut wants, mut terms) = (Vec::new(), Vec::new());
@@ -213,7 +209,7 @@ impl Mam {
                 row.extend(order);
                 waiting.push((rows.insert(&row), chain.steps));
             }
-            let terms = ordered.run(&rows, cancel, |_, terms| terms.to_vec())?;
+            let terms = ordered.run(&rows, cancel, |_, terms, all| all.push(terms.to_vec()))?;
             sums.extend(waiting.into_iter().map(|(id, steps)| {
                 let term = |&(site, _): &(u32, i32)| f64::from(terms[id as usize][site as usize]);
                 let bad = |step: &&(u32, i32)| term(step).is_nan() || term(step) == f64::INFINITY;

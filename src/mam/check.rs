@@ -152,10 +152,9 @@ impl Mam {
         };
         let phi = self.chain_scores(&splits, &orders, cancel)?;
         let phi: Vec<ChainScore> = numbered(phi)?.into_iter().map(|(score, _)| score).collect();
-        let rows: Vec<Result<Vec<i32>>> = rows.into_iter().map(Ok).collect();
-        let theta = numbered(self.log_marginals(&rows, cancel)?)?;
+        let theta = numbered(self.log_marginals(rows.iter().map(|r| Ok(r.as_slice())), cancel)?)?;
         let gaps: Vec<f64> = theta.iter().zip(&phi).map(|(t, p)| t - p.log_p).collect();
-        let known = rows.iter().flatten().map(|row| known_sites(row).count()).sum::<usize>();
+        let known = rows.iter().map(|row| known_sites(row).count()).sum::<usize>();
         let total: f64 = phi.iter().map(|p| p.log_p).sum();
         Ok(Consistency {
             rows: rows.len(),
@@ -305,7 +304,7 @@ impl Normaliser {
 }
 
 /// All answers, or the first error with its row.
-fn numbered<T>(answers: Vec<Result<T>>) -> Result<Vec<T>> {
+pub(crate) fn numbered<T>(answers: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
     let name = |(r, answer): (usize, Result<T>)| answer.context(|| format!("row {r}"));
     answers.into_iter().enumerate().map(name).collect()
 }

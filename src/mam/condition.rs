@@ -8,8 +8,8 @@
 use crate::cancel::Cancel;
 use crate::error::{Result, bail};
 use crate::mam::chain::{ChainScore, Orders, Split};
-use crate::mam::model::{Mam, Want, copy, log_softmax_at, log_sum_exp};
-use crate::mam::rows::{Distinct, MISSING, Rows, free_sites};
+use crate::mam::model::{Mam, Want, log_softmax_at, log_sum_exp};
+use crate::mam::rows::{Distinct, MISSING, Rows, copy, free_sites};
 
 /// Missing sites whose values go through θ together.
 const SITES_AT_A_TIME: usize = 64;
@@ -117,7 +117,7 @@ impl Mam {
         source: Source,
         cancel: &Cancel,
     ) -> Result<Vec<Result<Vec<SiteDistribution>>>> {
-        let checked = rows.checked(self.contract())?;
+        let checked = rows.checked(self.contract())?.into_iter().collect();
         match source {
             Source::Phi => self.distributions_by_phi(checked, cancel),
             Source::Theta => self.distributions_by_theta(checked, cancel),

@@ -4,7 +4,10 @@
 //! inside a batch. A net whose rows depend on their batch mates beyond rounding is refused when it
 //! is loaded; most give the same bits whatever they are batched with, some only if no row is alone.
 
-use std::sync::{Condvar, Mutex};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use crate::cancel::Cancel;
 use crate::error::{Context, Result, bail};
@@ -25,12 +28,16 @@ const BATCH_TOLERANCE: f64 = 1e-5;
 /// The logits of a batch take no more than this.
 const BATCH_BYTES: usize = 64 << 20;
 
+/// Work that is worth starting threads for, each of which takes some 50 µs.
+const WORTH_A_THREAD: Duration = Duration::from_micros(500);
+
 /// How to run a model.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
     /// Where.
     pub device: Device,
-    /// Sessions per half, and threads that one query uses. Answers do not depend on it.
+    /// Threads that one query uses; answers do not depend on it. Threads that ask at the same time
+    /// run beside each other, up to so many or as many as there are processors; more wait.
     pub threads: usize,
     /// Most rows in one run of a net.
     pub batch: usize,
@@ -67,6 +74,8 @@ pub(crate) struct Half {
     sessions: Mutex<Sessions>,
     freed: Condvar,
     options: LoadOptions,
+    /// What a row took when several ran together on loading.
+    row_cost: Duration,
     pub effect: BatchEffect,
     pub parameters: usize,
     pub nodes: usize,
@@ -74,8 +83,15 @@ pub(crate) struct Half {
 
 #[derive(Debug, Default)]
 struct Sessions {
-    idle: Vec<Session>,
+    idle: Vec<Worker>,
     made: usize,
+}
+
+/// A session and the memory of its inputs.
+#[derive(Debug)]
+struct Worker {
+    session: Session,
+    inputs: Vec<(&'static str, Data)>,
 }
 
 impl Half {
@@ -87,7 +103,7 @@ impl Half {
         options: LoadOptions,
         cancel: &Cancel,
     ) -> Result<Half> {
-        let graph = part(graph, output);
+        let graph = part(graph, &[output]);
         let mut half = Half {
             contract: contract.clone(),
             output,
@@ -96,6 +112,7 @@ impl Half {
             sessions: Mutex::default(),
             freed: Condvar::new(),
             options: LoadOptions { threads: options.threads.max(1), ..options },
+            row_cost: Duration::ZERO,
             effect: BatchEffect::None,
             parameters: graph.initializers.values().map(|t| t.len()).sum(),
             nodes: graph.nodes.len(),
@@ -120,70 +137,81 @@ impl Half {
         self.options.batch.clamp(1, (BATCH_BYTES / bytes).max(1))
     }
 
-    /// Runs all rows and returns what `each(number, output row)` makes of them, in order.
+    /// Runs all rows; `each(number, output row, answers)` adds a row's answers to those of the rows
+    /// before it.
     pub fn run<T: Send>(
         &self,
         rows: &Distinct,
         cancel: &Cancel,
-        each: impl Fn(usize, &[f32]) -> T + Sync,
+        each: impl Fn(usize, &[f32], &mut Vec<T>) + Sync,
     ) -> Result<Vec<T>> {
-        let threads = self.options.threads;
-        // Spread over the threads, unless the answers would show it.
-        let batch = match self.effect {
-            BatchEffect::Rounding(_) => self.most_rows(),
-            _ => rows.len().div_ceil(threads).clamp(1, self.most_rows()),
-        };
+        let batch = self.batch(rows.len());
         let starts: Vec<usize> = (0..rows.len()).step_by(batch).collect();
-        let run = |session: &mut Session, start: usize| {
-            let end = (start + batch).min(rows.len());
-            self.run_batch(session, rows, start..end, cancel, &each)
+        let run = |worker: &mut Worker, start: usize, answers: &mut Vec<T>| {
+            let range = start..(start + batch).min(rows.len());
+            self.run_batch(worker, rows, range, cancel, |id, row| each(id, row, answers))
         };
-        if threads == 1 || starts.len() == 1 {
-            let mut session = self.take()?;
-            let parts: Result<Vec<_>> = starts.iter().map(|&s| run(&mut session, s)).collect();
-            self.give_back(session);
-            return Ok(parts?.into_iter().flatten().collect());
+        let threads = self.options.threads.min(starts.len());
+        if threads <= 1 {
+            let mut answers = Vec::with_capacity(rows.len());
+            let mut worker = self.take()?;
+            let done = starts.iter().try_for_each(|&s| run(&mut worker, s, &mut answers));
+            self.give_back(worker);
+            return done.map(|()| answers);
         }
-        let parts = Mutex::new(starts.iter().map(|_| None).collect::<Vec<Option<Vec<T>>>>());
-        let next = Mutex::new(starts.iter().enumerate());
+        let parts: Vec<Mutex<Vec<T>>> = starts.iter().map(|_| Mutex::default()).collect();
+        let next = AtomicUsize::new(0);
         let work = || -> Result<()> {
-            let mut session = self.take()?;
-            let result = loop {
-                let item = next.lock().expect("no holder panics").next();
-                let Some((index, &start)) = item else { break Ok(()) };
-                match run(&mut session, start) {
-                    Ok(part) => parts.lock().expect("no holder panics")[index] = Some(part),
-                    Err(e) => break Err(e),
-                }
-            };
-            self.give_back(session);
-            result
+            let mut worker = self.take()?;
+            let mut items = std::iter::from_fn(|| {
+                let item = next.fetch_add(1, Ordering::Relaxed);
+                starts.get(item).map(|&start| (start, &parts[item]))
+            });
+            let done = items.try_for_each(|(start, part)| {
+                run(&mut worker, start, &mut part.lock().expect("no holder panics"))
+            });
+            self.give_back(worker);
+            done
         };
         std::thread::scope(|scope| {
-            let workers: Vec<_> =
-                (0..threads.min(starts.len())).map(|_| scope.spawn(work)).collect();
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
             let join = |w: std::thread::ScopedJoinHandle<'_, Result<()>>| {
                 w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
             workers.into_iter().map(join).collect::<Vec<_>>().into_iter().collect::<Result<()>>()
         })?;
-        let parts = parts.into_inner().expect("no holder panics");
-        Ok(parts.into_iter().flat_map(|p| p.expect("every batch ran")).collect())
+        let part = |p: Mutex<Vec<T>>| p.into_inner().expect("no holder panics");
+        Ok(parts.into_iter().flat_map(part).collect())
     }
 
-    fn run_batch<T>(
+    /// Rows per run when there are `rows` of them: spread over the threads if that saves more than
+    /// starting them costs, and unless the answers would show it.
+    fn batch(&self, rows: usize) -> usize {
+        let most = self.most_rows();
+        let work = self.row_cost * u32::try_from(rows).unwrap_or(u32::MAX);
+        match self.effect {
+            BatchEffect::Rounding(_) => most,
+            _ if work < WORTH_A_THREAD => most,
+            _ => rows.div_ceil(self.options.threads).clamp(1, most),
+        }
+    }
+
+    fn run_batch(
         &self,
-        session: &mut Session,
+        worker: &mut Worker,
         rows: &Distinct,
-        range: std::ops::Range<usize>,
+        range: Range<usize>,
         cancel: &Cancel,
-        each: &impl Fn(usize, &[f32]) -> T,
-    ) -> Result<Vec<T>> {
+        mut each: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
         let count = range.len();
         let padded = if self.effect == BatchEffect::Alone { count.max(2) } else { count };
-        let at = |i: usize| rows.row(range.start + i.min(count - 1));
-        let inputs = self.inputs(padded, at);
-        let outputs = session.run(inputs.iter().map(|(n, t)| (*n, t)), cancel)?;
+        let last = range.end - 1;
+        let numbers = range.clone().chain(std::iter::repeat_n(last, padded - count));
+        let inputs = self.inputs(worker, padded, rows, numbers);
+        let outputs = worker.session.run(inputs.iter().map(|(n, t)| (*n, t)), cancel);
+        worker.inputs.extend(inputs.into_iter().map(|(name, tensor)| (name, tensor.into_data())));
+        let outputs = outputs?;
         let (shape, values) = outputs.f32(self.output)?;
         let row_shape = self.contract.row_shape(self.output);
         if shape.first() != Some(&padded) || shape[1..] != row_shape {
@@ -195,45 +223,65 @@ impl Half {
             );
         }
         let row_len = self.row_len();
-        Ok(range.enumerate().map(|(i, id)| each(id, &values[i * row_len..][..row_len])).collect())
+        for (i, id) in range.enumerate() {
+            each(id, &values[i * row_len..][..row_len]);
+        }
+        Ok(())
     }
 
-    fn inputs<'a>(
+    /// The inputs of a run, in the memory of the run before.
+    fn inputs(
         &self,
+        worker: &mut Worker,
         count: usize,
-        at: impl Fn(usize) -> &'a [i32],
+        rows: &Distinct,
+        numbers: impl Iterator<Item = usize> + Clone,
     ) -> Vec<(&'static str, Tensor)> {
         let (c, length) = (&self.contract, self.contract.length);
-        let encode = |v: &i32| if *v < 0 { c.mask_id } else { *v as i64 + c.value_offset };
-        let cells = |i: usize| &at(i)[..length];
-        let shape = [count, length];
-        let x = (0..count).flat_map(cells).map(encode).collect();
-        let mut inputs = vec![(INPUT, Tensor::i64(shape, x))];
-        if self.takes_known {
-            let known = (0..count).flat_map(cells).map(|&v| v >= 0).collect();
-            let tensor = Tensor::new(shape, Data::Bool(known)).expect("as many as the shape says");
-            inputs.push((KNOWN, tensor));
-        }
-        if c.kind == Kind::Ordered {
-            let order = (0..count).flat_map(|i| &at(i)[length..]).map(|&s| s as i64).collect();
-            inputs.push((ORDER, Tensor::i64(shape, order)));
-        }
-        inputs
+        let filled = |(name, mut data): (&'static str, Data)| {
+            match (name, &mut data) {
+                (INPUT, Data::I64(x)) => {
+                    x.clear();
+                    for id in numbers.clone() {
+                        let encode = |&v: &i32| match v {
+                            0.. => i64::from(v) + c.value_offset,
+                            _ => c.mask_id,
+                        };
+                        x.extend(rows.row(id)[..length].iter().map(encode));
+                    }
+                }
+                (KNOWN, Data::Bool(known)) => {
+                    known.clear();
+                    for id in numbers.clone() {
+                        known.extend(rows.row(id)[..length].iter().map(|&v| v >= 0));
+                    }
+                }
+                (_, Data::I64(order)) => {
+                    order.clear();
+                    for id in numbers.clone() {
+                        order.extend(rows.row(id)[length..].iter().map(|&s| i64::from(s)));
+                    }
+                }
+                _ => unreachable!("inputs are made in `take`"),
+            }
+            let tensor = Tensor::new([count, length], data).expect("as many as the shape says");
+            (name, tensor)
+        };
+        worker.inputs.drain(..).map(filled).collect()
     }
 
-    /// A session of its own for the caller; waits while all are taken.
-    fn take(&self) -> Result<Session> {
+    /// A session for the caller alone; waits while as many are taken as the processor can run.
+    fn take(&self) -> Result<Worker> {
+        let most = self.options.threads.max(processors());
         let mut sessions = self.sessions.lock().expect("no holder panics");
         loop {
-            if let Some(session) = sessions.idle.pop() {
-                return Ok(session);
+            if let Some(worker) = sessions.idle.pop() {
+                return Ok(worker);
             }
-            if sessions.made < self.options.threads {
+            if sessions.made < most {
                 sessions.made += 1;
                 drop(sessions);
-                let options =
-                    SessionOptions { device: self.options.device, threads: 1, optimize: true };
-                return Session::new(&self.model, &options).inspect_err(|_| {
+                return self.worker().inspect_err(|_| {
                     self.sessions.lock().expect("no holder panics").made -= 1;
                     self.freed.notify_one();
                 });
@@ -242,19 +290,37 @@ impl Half {
         }
     }
 
-    fn give_back(&self, session: Session) {
-        self.sessions.lock().expect("no holder panics").idle.push(session);
+    fn worker(&self) -> Result<Worker> {
+        let options = SessionOptions { device: self.options.device, threads: 1, optimize: true };
+        let session = Session::new(&self.model, &options)?;
+        let mut inputs = vec![(INPUT, Data::I64(Vec::new()))];
+        if self.takes_known {
+            inputs.push((KNOWN, Data::Bool(Vec::new())));
+        }
+        if self.contract.kind == Kind::Ordered {
+            inputs.push((ORDER, Data::I64(Vec::new())));
+        }
+        Ok(Worker { session, inputs })
+    }
+
+    fn give_back(&self, worker: Worker) {
+        self.sessions.lock().expect("no holder panics").idle.push(worker);
         self.freed.notify_one();
     }
 
     /// Runs rows together and alone: do the shapes hold, and do rows depend on each other?
     fn probe(&mut self, cancel: &Cancel) -> Result<()> {
         let rows = self.probe_rows();
-        let mut session = self.take()?;
-        let mut run = |half: &Half, range| {
-            half.run_batch(&mut session, &rows, range, cancel, &|_, v: &[f32]| v.to_vec())
+        let mut worker = self.take()?;
+        let mut run = |half: &Half, range| -> Result<Vec<Vec<f32>>> {
+            let mut found = Vec::new();
+            half.run_batch(&mut worker, &rows, range, cancel, |_, v| found.push(v.to_vec()))?;
+            Ok(found)
         };
         let together = run(self, 0..PROBE_ROWS)?;
+        let start = Instant::now();
+        run(self, 0..PROBE_ROWS)?;
+        self.row_cost = start.elapsed() / PROBE_ROWS as u32;
         let alone = run(self, 1..2)?;
         let two = run(self, 1..3)?;
         self.effect = BatchEffect::Alone;
@@ -284,7 +350,7 @@ impl Half {
             }
             BatchEffect::Rounding(worst)
         };
-        self.give_back(session);
+        self.give_back(worker);
         Ok(())
     }
 
@@ -320,6 +386,12 @@ impl Half {
     }
 }
 
+/// How many threads the machine runs at once.
+fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 /// Rows of a probe.
 const PROBE_ROWS: usize = 5;
 
@@ -328,16 +400,19 @@ fn gap((a, b): (&f32, &f32)) -> f64 {
     if a == b { 0.0 } else { (a - b).abs() / a.abs().max(b.abs()).max(1.0) }
 }
 
-/// The part of `graph` that `output` depends on, and only the inputs it reads; the output float32.
-fn part(graph: &Graph, output: &str) -> Graph {
+/// The part of `graph` that `outputs` depend on, and only the inputs it reads; the outputs float32.
+pub(super) fn part(graph: &Graph, outputs: &[&str]) -> Graph {
     let mut part = graph.clone();
-    part.outputs.retain(|o| o.name == output);
-    part.outputs.truncate(1);
-    if part.outputs[0].element.is_some_and(|e| e != ElementType::F32) {
-        let inner = Names::of(&part).fresh(&format!("{output}_inner"));
-        rename_result(&mut part, output, &inner);
-        part.nodes.push(Node::new("Cast", [inner.as_str()], output).with("to", FLOAT));
-        part.outputs[0] = Value::named(output);
+    let named = |output: &&str| graph.outputs.iter().find(|o| o.name == **output).cloned();
+    part.outputs = outputs.iter().filter_map(named).collect();
+    for i in 0..part.outputs.len() {
+        if part.outputs[i].element.is_some_and(|e| e != ElementType::F32) {
+            let output = part.outputs[i].name.clone();
+            let inner = Names::of(&part).fresh(&format!("{output}_inner"));
+            rename_result(&mut part, &output, &inner);
+            part.nodes.push(Node::new("Cast", [&inner], &output).with("to", FLOAT));
+            part.outputs[i] = Value::named(&output);
+        }
     }
     part.remove_unused();
     let mut read: Vec<String> = part.outputs.iter().map(|o| o.name.clone()).collect();

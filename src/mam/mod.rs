@@ -15,6 +15,7 @@ mod data;
 mod half;
 mod model;
 pub mod networks;
+pub mod prune;
 mod rows;
 mod sample;
 mod score;

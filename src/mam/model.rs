@@ -4,6 +4,7 @@
 //! output whatever is asked for. log Z = f_θ(all missing) is computed anew on loading, so that
 //! log p(x_S) = f_θ(x_S) − log Z is exact for the file at hand.
 
+use std::ops::Range;
 use std::path::Path;
 
 use crate::cancel::Cancel;
@@ -15,6 +16,12 @@ use crate::onnx::{Graph, Model};
 
 /// f_θ(∅) may differ by so much from what the file says before that is worth a warning.
 const LOG_Z_TOLERANCE: f64 = 1e-3;
+
+/// Masked rows that wait for a net take about this much memory, whatever is asked.
+pub(crate) const WINDOW_BYTES: usize = 32 << 20;
+
+/// A window beyond this many rows only costs memory.
+pub(crate) const WINDOW_ROWS: usize = 1 << 14;
 
 /// A model that answers. All methods take `&self`: any number of threads may ask at once.
 #[derive(Debug)]
@@ -199,30 +206,33 @@ impl Mam {
                 self.name
             );
         };
-        theta.run(rows, cancel, |_, value| f64::from(value[0]))
+        theta.run(rows, cancel, |_, value, found| found.push(f64::from(value[0])))
     }
 
     /// log p(x_S) by θ for rows that callers gave: one error per bad row.
     pub fn log_marginal(&self, rows: &Rows, cancel: &Cancel) -> Result<Vec<Result<f64>>> {
-        let checked = rows.checked(&self.contract)?;
-        self.log_marginals(&checked, cancel)
+        let mut answers = Vec::with_capacity(rows.len());
+        for part in parts(rows.len(), self.rows_at_a_time()) {
+            let checked = rows.checked_part(part, &self.contract)?;
+            answers.extend(self.log_marginals(checked.iter(), cancel)?);
+        }
+        Ok(answers)
     }
 
-    pub(crate) fn log_marginals(
+    pub(crate) fn log_marginals<'r>(
         &self,
-        rows: &[Result<Vec<i32>>],
+        rows: impl ExactSizeIterator<Item = Result<&'r [i32]>>,
         cancel: &Cancel,
     ) -> Result<Vec<Result<f64>>> {
-        let mut distinct = Distinct::new(self.contract.length);
-        let ids: Vec<Option<u32>> =
-            rows.iter().map(|row| row.as_ref().ok().map(|row| distinct.insert(row))).collect();
+        let mut distinct = Distinct::with_room(self.contract.length, rows.len());
+        let ids: Answers<u32> = rows.map(|row| row.map(|row| distinct.insert(row))).collect();
         let values = self.f_theta(&distinct, cancel)?;
-        let answer = |(id, row): (&Option<u32>, &Result<Vec<i32>>)| match (id, row) {
-            (Some(id), _) => self.normal(values[*id as usize]),
-            (None, Err(e)) => Err(copy(e)),
-            (None, Ok(_)) => unreachable!("good rows have an id"),
-        };
-        Ok(ids.iter().zip(rows).map(answer).collect())
+        Ok(ids.into_iter().map(|id| self.normal(values[id? as usize])).collect())
+    }
+
+    /// Rows that are looked at together, so that memory does not grow with their number.
+    pub(crate) fn rows_at_a_time(&self) -> usize {
+        (WINDOW_BYTES / (8 * self.contract.length)).clamp(1, WINDOW_ROWS)
     }
 
     /// f − log Z, or an error when θ gave no number.
@@ -249,18 +259,17 @@ impl Mam {
         wants.iter().for_each(|w| ends[w.row as usize + 1] += 1);
         (0..rows.len()).for_each(|i| ends[i + 1] += ends[i]);
         let (vocab, cards) = (self.contract.vocab, &self.contract.cardinalities);
-        let of_row = |id: usize, logits: &[f32]| -> Vec<T> {
-            let wanted = by_row[ends[id]..ends[id + 1]].iter();
-            wanted
-                .map(|&w| {
-                    let site = wants[w as usize].site as usize;
-                    each(w as usize, &logits[site * vocab..][..cards[site]])
-                })
-                .collect()
-        };
-        let parts = phi.run(rows, cancel, of_row)?;
+        let found = phi.run(rows, cancel, |id, logits, found| {
+            found.extend(by_row[ends[id]..ends[id + 1]].iter().map(|&w| {
+                let site = wants[w as usize].site as usize;
+                each(w as usize, &logits[site * vocab..][..cards[site]])
+            }));
+        })?;
+        if by_row.is_sorted() {
+            return Ok(found);
+        }
         let mut slots: Vec<Option<T>> = wants.iter().map(|_| None).collect();
-        for (w, value) in by_row.iter().zip(parts.into_iter().flatten()) {
+        for (w, value) in by_row.iter().zip(found) {
             slots[*w as usize] = Some(value);
         }
         Ok(slots.into_iter().map(|s| s.expect("each want is in one row")).collect())
@@ -278,9 +287,9 @@ impl Mam {
     }
 }
 
-/// The same error once more: answers of several kinds may rest on one bad row.
-pub(crate) fn copy(e: &crate::Error) -> crate::Error {
-    crate::Error::new(e.kind(), e.to_string())
+/// `count` things in ranges of at most `most`.
+pub(crate) fn parts(count: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..count).step_by(most).map(move |start| start..(start + most).min(count))
 }
 
 /// log Σ exp of the terms, exact for −∞.

@@ -11,9 +11,9 @@
 
 use crate::cancel::Cancel;
 use crate::error::{Context, Result};
-use crate::mam::chain::{ChainScore, Orders, Split};
-use crate::mam::model::{Answers, Mam, Want, copy, log_softmax_at};
-use crate::mam::rows::{Distinct, Rows, known_sites};
+use crate::mam::chain::{Chain, ChainScore, Orders, Split};
+use crate::mam::model::{Answers, Mam, Want, log_softmax_at, parts};
+use crate::mam::rows::{Checked, Distinct, Rows, known_sites};
 
 /// How rows are scored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,37 +104,60 @@ impl Mam {
         options: &ScoreOptions,
         cancel: &Cancel,
     ) -> Result<Vec<Result<Score>>> {
-        let checked = rows.checked(self.contract())?;
-        let count = checked.len();
         let by_theta = options.method != Method::Phi;
-        let by_phi = options.method != Method::Theta;
-        let theta = match by_theta {
-            true => some(self.log_marginals(&checked, cancel)?),
-            false => none(count),
+        let singles = match options.conflict {
+            true => Some(self.single_sites(by_theta, cancel)?),
+            false => None,
         };
-        let phi = match by_phi {
-            true => {
-                let splits: Vec<Result<Split>> = checked.iter().map(unconditional).collect();
-                some(self.chain_scores(&splits, &options.orders, cancel)?)
+        let orders = match &options.orders {
+            Orders::Random { count, .. } => *count,
+            Orders::Forward => 1,
+            Orders::Given(orders) => orders.len(),
+        };
+        // Several orders have several chains for each row.
+        let most = match options.method {
+            Method::Theta => self.rows_at_a_time(),
+            _ => (self.rows_at_a_time() / orders.max(1)).max(1),
+        };
+        let mut answers = Vec::with_capacity(rows.len());
+        for part in parts(rows.len(), most) {
+            let rows = rows.checked_part(part, self.contract())?;
+            self.score_part(&rows, options, singles.as_deref(), &mut answers, cancel)?;
+        }
+        Ok(answers)
+    }
+
+    /// Adds the scores of a part of the rows to those before.
+    fn score_part(
+        &self,
+        rows: &Checked,
+        options: &ScoreOptions,
+        singles: Option<&[Vec<f64>]>,
+        answers: &mut Vec<Result<Score>>,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let mut theta = match options.method {
+            Method::Phi => None,
+            _ => Some(self.log_marginals(rows.iter(), cancel)?.into_iter()),
+        };
+        let mut phi = match options.method {
+            Method::Theta => None,
+            _ => {
+                let splits: Vec<Result<Split>> =
+                    rows.iter().map(|row| row.map(Split::unconditional)).collect();
+                Some(self.chain_scores(&splits, &options.orders, cancel)?.into_iter())
             }
-            false => none(count),
         };
-        let conflict = match options.conflict {
-            true => {
-                let found = theta.iter().zip(&phi).map(together).collect();
-                some(self.conflicts(&checked, found, by_theta, cancel)?)
-            }
-            false => none(count),
+        let mut surprise = match options.surprise {
+            true => Some(self.surprises(rows, cancel)?.into_iter()),
+            false => None,
         };
-        let surprise = match options.surprise {
-            true => some(self.surprises(&checked, cancel)?),
-            false => none(count),
-        };
-        let parts = checked.into_iter().zip(theta).zip(phi).zip(conflict).zip(surprise);
-        let answer = |((((row, theta), phi), conflict), surprise)| {
-            let row: Vec<i32> = row?;
-            let known = known_sites(&row).count();
-            let (theta, phi): (Option<f64>, Option<PhiScore>) = (theta?, phi?);
+        answers.extend(rows.iter().map(|row| {
+            let (theta, phi) = (next(&mut theta), next(&mut phi));
+            let surprise = next(&mut surprise);
+            let row = row?;
+            let (theta, phi, surprise): (_, Option<PhiScore>, _) = (theta?, phi?, surprise?);
+            let known = row.iter().filter(|&&v| v >= 0).count();
             let bracket = theta.zip(phi.as_ref()).map(|(t, (_, logs))| Bracket::new(logs, t));
             let theta_normalised = match options.log_normaliser {
                 _ if self.is_normalised() => theta,
@@ -142,27 +165,14 @@ impl Mam {
                 _ => None,
             };
             let phi = phi.map(|(score, _)| score);
-            let (conflict, surprise) = (conflict?, surprise?);
+            let conflict = singles.map(|singles| {
+                let apart = known_sites(row).map(|site| singles[site][row[site] as usize]);
+                let together = theta.or(phi.map(|p| p.log_p)).expect("a method computes one");
+                apart.sum::<f64>() - together
+            });
             Ok(Score { known, theta, theta_normalised, phi, bracket, conflict, surprise })
-        };
-        Ok(parts.map(answer).collect())
-    }
-
-    /// Σ_i log p(x_i) − log p(x_S) for the values of log p(x_S) that were found.
-    fn conflicts(
-        &self,
-        rows: &[Result<Vec<i32>>],
-        found: Answers<f64>,
-        by_theta: bool,
-        cancel: &Cancel,
-    ) -> Result<Answers<f64>> {
-        let singles = self.single_sites(by_theta, cancel)?;
-        let answer = |(row, found): (&Result<Vec<i32>>, Result<f64>)| {
-            let (row, found) = (row.as_ref().map_err(copy)?, found?);
-            let apart = known_sites(row).map(|site| singles[site][row[site] as usize]);
-            Ok(apart.sum::<f64>() - found)
-        };
-        Ok(rows.iter().zip(found).map(answer).collect())
+        }));
+        Ok(())
     }
 
     /// log p(x_i = k) of every site and value, by the half that also scores whole rows.
@@ -194,22 +204,17 @@ impl Mam {
     }
 
     /// −log p_φ(x_i | x_rest) of the known sites of each row.
-    fn surprises(
-        &self,
-        rows: &[Result<Vec<i32>>],
-        cancel: &Cancel,
-    ) -> Result<Answers<Vec<(usize, f64)>>> {
-        let chains = rows.iter().filter_map(|r| r.as_ref().ok()).flat_map(|row| {
+    fn surprises(&self, rows: &Checked, cancel: &Cancel) -> Result<Answers<Vec<(usize, f64)>>> {
+        let chains = rows.iter().filter_map(Result::ok).flat_map(|row| {
             known_sites(row).map(|site| {
-                let mut start = row.clone();
+                let mut start = row.to_vec();
                 start[site] = -1;
-                crate::mam::chain::Chain { start, steps: vec![(site as u32, row[site])] }
+                Chain { start, steps: vec![(site as u32, row[site])] }
             })
         });
         let mut logs = self.chains(chains, cancel)?.into_iter();
-        let answer = |row: &Result<Vec<i32>>| {
-            let row = row.as_ref().map_err(copy)?;
-            let own: Vec<_> = known_sites(row).zip(logs.by_ref()).collect();
+        let answer = |row: Result<&[i32]>| {
+            let own: Vec<_> = known_sites(row?).zip(logs.by_ref()).collect();
             let own = own.into_iter().map(|(site, log)| Ok((site, -log?)));
             own.collect()
         };
@@ -217,23 +222,10 @@ impl Mam {
     }
 }
 
-/// log p(x_S) by θ, else by φ.
-fn together((theta, phi): (&Result<Option<f64>>, &Result<Option<PhiScore>>)) -> Result<f64> {
-    let (theta, phi) = (theta.as_ref().map_err(copy)?, phi.as_ref().map_err(copy)?);
-    let by_phi = || phi.as_ref().map(|(score, _)| score.log_p);
-    Ok(theta.or_else(by_phi).expect("every method computes one of them"))
-}
-
-fn none<T>(count: usize) -> Vec<Result<Option<T>>> {
-    (0..count).map(|_| Ok(None)).collect()
-}
-
-fn some<T>(answers: Vec<Result<T>>) -> Vec<Result<Option<T>>> {
-    answers.into_iter().map(|a| a.map(Some)).collect()
-}
-
-fn unconditional(row: &Result<Vec<i32>>) -> Result<Split> {
-    row.as_ref().map(|row| Split::unconditional(row)).map_err(copy)
+/// The next answer of a kind that was asked for.
+fn next<T>(answers: &mut Option<std::vec::IntoIter<Result<T>>>) -> Result<Option<T>> {
+    let answer = answers.as_mut().map(|a| a.next().expect("an answer for each row"));
+    answer.transpose()
 }
 
 #[cfg(test)]

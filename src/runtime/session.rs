@@ -41,29 +41,39 @@ impl Default for SessionOptions {
 }
 
 /// A loaded graph.
-#[derive(Debug)]
 pub struct Session {
     inner: ort::session::Session,
     device: Device,
+    outputs: Arc<[String]>,
+    /// Kept from run to run until one of them is stopped.
+    run_options: Arc<RunOptions>,
 }
 
 /// What a run returned, by output name.
-pub struct Outputs(Vec<(String, DynValue)>);
+pub struct Outputs {
+    names: Arc<[String]>,
+    values: Vec<DynValue>,
+}
 
 impl Session {
     /// Loads a program.
     pub fn new(program: &Program, options: &SessionOptions) -> Result<Session> {
         if options.device != Device::Cpu {
             match Session::commit(program, options, Device::Cuda) {
-                Ok(inner) => return Ok(Session { inner, device: Device::Cuda }),
+                Ok(inner) => return Session::of(inner, Device::Cuda),
                 Err(e) if options.device == Device::Cuda => {
                     bail!(Device, "CUDA is not available: {e}; use --device cpu or auto")
                 }
                 Err(e) => log::warn!("CUDA is not available, running on the CPU: {e}"),
             }
         }
-        let inner = Session::commit(program, options, Device::Cpu)?;
-        Ok(Session { inner, device: Device::Cpu })
+        Session::of(Session::commit(program, options, Device::Cpu)?, Device::Cpu)
+    }
+
+    fn of(inner: ort::session::Session, device: Device) -> Result<Session> {
+        let outputs = inner.outputs().iter().map(|o| o.name().to_string()).collect();
+        let run_options = Arc::new(RunOptions::new().map_err(runtime)?);
+        Ok(Session { inner, device, outputs, run_options })
     }
 
     /// Loads a working graph.
@@ -103,7 +113,7 @@ impl Session {
 
     /// Names of the outputs, in the graph's order.
     pub fn outputs(&self) -> impl Iterator<Item = &str> {
-        self.inner.outputs().iter().map(|o| o.name())
+        self.outputs.iter().map(String::as_str)
     }
 
     /// Runs the graph; stops with an error of kind `Cancelled` soon after `cancel` is raised.
@@ -113,21 +123,27 @@ impl Session {
         cancel: &Cancel,
     ) -> Result<Outputs> {
         cancel.check()?;
-        let options = Arc::new(RunOptions::new().map_err(runtime)?);
-        let terminate = options.clone();
-        let _registration = cancel.on_cancel(move || drop(terminate.terminate()));
+        let terminate = self.run_options.clone();
+        let registration = cancel.on_cancel(move || drop(terminate.terminate()));
         let values = inputs
             .into_iter()
             .map(|(name, tensor)| Ok((Cow::Borrowed(name), view(tensor).context(|| name)?)))
             .collect::<Result<Vec<(Cow<str>, SessionInputValue)>>>()?;
-        let names: Vec<String> = self.outputs().map(String::from).collect();
-        let result = self.inner.run_with_options(values, &*options);
-        let mut outputs = result.map_err(|e| match cancel.check() {
-            Err(cancelled) => cancelled,
-            Ok(()) => runtime(e),
-        })?;
-        let values = names.into_iter().filter_map(|n| outputs.remove(&n).map(|v| (n, v)));
-        Ok(Outputs(values.collect()))
+        let result = self.inner.run_with_options(values, &*self.run_options);
+        let values = result.map(|mut found| {
+            let values = self.outputs.iter().map(|name| found.remove(name));
+            values.collect::<Option<Vec<DynValue>>>()
+        });
+        drop(registration);
+        if cancel.is_cancelled() {
+            // The flag to stop stays up in them.
+            self.run_options = Arc::new(RunOptions::new().map_err(runtime)?);
+        }
+        match values {
+            Ok(Some(values)) => Ok(Outputs { names: self.outputs.clone(), values }),
+            Ok(None) => bail!(Model, "two outputs have the same name"),
+            Err(e) => Err(cancel.check().err().unwrap_or_else(|| runtime(e))),
+        }
     }
 }
 
@@ -154,14 +170,20 @@ impl Outputs {
     }
 
     fn value(&self, name: &str) -> Result<&DynValue> {
-        let found = self.0.iter().find(|(n, _)| n == name);
+        let found = self.names.iter().zip(&self.values).find(|(n, _)| *n == name);
         found.map(|(_, v)| v).ok_or_else(|| error!(Runtime, "the graph has no output {name:?}"))
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("device", &self.device).finish_non_exhaustive()
     }
 }
 
 impl std::fmt::Debug for Outputs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|(n, _)| n)).finish()
+        f.debug_list().entries(self.names.iter()).finish()
     }
 }
 

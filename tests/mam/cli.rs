@@ -8,15 +8,15 @@ use hone::mam::contract::Kind;
 
 use crate::tables::{Table, save};
 
-struct Run {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub struct Run {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 impl Run {
     #[track_caller]
-    fn fails(&self, code: i32, parts: &[&str]) {
+    pub fn fails(&self, code: i32, parts: &[&str]) {
         assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
         for part in parts {
             assert!(self.stderr.contains(part), "{part:?} is not in {}", self.stderr);
@@ -29,7 +29,7 @@ impl Run {
     }
 }
 
-fn mam(arguments: &[&str]) -> Run {
+pub fn mam(arguments: &[&str]) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hone"));
     command.arg("mam").args(arguments).stdin(Stdio::null());
     let Output { status, stdout, stderr } = command.output().unwrap();
@@ -37,7 +37,7 @@ fn mam(arguments: &[&str]) -> Run {
     Run { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -110,7 +110,7 @@ fn files_and_options_that_cannot_be_are_named() {
 
 #[test]
 fn every_command_has_an_example() {
-    for name in ["inspect", "score", "condition", "sample", "impute", "check", "adapt"] {
+    for name in ["inspect", "score", "condition", "sample", "impute", "check", "adapt", "prune"] {
         let help = mam(&[name, "--help"]);
         assert_eq!(help.code, Some(0), "{}", help.stderr);
         assert!(help.stdout.contains(&format!("hone mam {name} ")), "{}", help.stdout);

@@ -120,6 +120,20 @@ fn batch_mates_and_threads_do_not_show() {
 }
 
 #[test]
+fn a_request_larger_than_what_is_held_at_once_equals_its_parts() {
+    let table = Table::new(3, 2, 0.3, 0.3);
+    let mam = table.mam(Kind::Joint);
+    let (part, count) = (rows(&table.states()), 20_000 / 8);
+    let whole = Rows::new(3, part.cells().repeat(count)).unwrap();
+    let expected = scores(&mam, &part);
+    let found = scores(&mam, &whole);
+    assert_eq!(found.len(), 8 * count);
+    assert!(found.chunks(8).all(|scores| scores == expected));
+    let theta = mam.log_marginal(&whole, &Cancel::new()).unwrap().into_iter().map(Result::unwrap);
+    assert!(theta.zip(&found).all(|(theta, score)| score.theta == Some(theta)));
+}
+
+#[test]
 fn many_threads_ask_one_model() {
     let mam = mam(2, 64);
     let all = rows(&some_rows(20));

@@ -4,6 +4,7 @@ mod answers;
 pub mod arguments;
 mod draw;
 mod inspect;
+mod prune;
 mod train;
 
 use std::ops::Range;
@@ -39,6 +40,7 @@ pub fn run(a: &MamArguments, cancel: &Cancel) -> Result<()> {
         MamCommand::Check(a) => check(a, cancel),
         MamCommand::Adapt(a) => adapt(a),
         MamCommand::Train(a) => train::run(a, cancel),
+        MamCommand::Prune(a) => prune::run(a, cancel),
     }
 }
 
