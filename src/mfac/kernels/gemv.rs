@@ -1,4 +1,4 @@
-//! Products of a few rows of G with vectors: rows are read as they are stored, sums are kept in f64.
+//! Products of a few rows of G with vectors: rows are read as they are stored, sums are in f64.
 //!
 //! These passes wait for memory, so the wider arithmetic costs nothing and spares F⁻¹x the rounding
 //! that its cancellation at small damping would magnify. Half precision is widened in registers:

@@ -3,9 +3,10 @@
 //! Sweeping a set P of indices turns A into
 //! −A_PP⁻¹ at P, A_RP A_PP⁻¹ beside it, and A_RR − A_RP A_PP⁻¹ A_PR elsewhere; once all are swept,
 //! −A⁻¹ is left. Here rows that are swept are kept with the other sign where they meet those that
-//! are not: both products are then those with N = −A_PP⁻¹. P is a strip of 24 at a time, so all but the inverse of a 24×24 block is done by
-//! the register tile, on the half that `syrk` lays out: n³ multiply-adds and additions, as for a
-//! Cholesky factorization and the inverse from it, in one loop without short cases.
+//! are not: both products are then those with N = −A_PP⁻¹. P is a strip of 24 at a time, so all but
+//! the inverse of a 24×24 block is done by the register tile, on the half that `syrk` lays out: n³
+//! multiply-adds and additions, as for a Cholesky factorization and the inverse from it, in one
+//! loop without short cases.
 #![allow(unsafe_code, reason = "a function compiled for processor features, else safe code")]
 
 use super::panel::strips;
