@@ -11,6 +11,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Context, Error, Result, bail, error};
+use crate::mam::rows::Rows;
 use crate::onnx::{Dimension, Graph, Model, Value};
 use crate::tensor::ElementType;
 
@@ -120,6 +121,37 @@ impl Contract {
             pad_id: None,
             notes: BTreeMap::new(),
         }
+    }
+
+    /// What rows to learn from say of a model: `values` is how many values sites have, one number
+    /// for all or one for each, or nothing for what the rows hold; `shape` the sides that they are
+    /// laid out in, or nothing.
+    ///
+    /// Errors of kind `Usage` for numbers that do not fit the rows.
+    pub fn of_rows(rows: &Rows, values: &[usize], shape: &[usize]) -> Result<Contract> {
+        let length = rows.length();
+        let most = rows.cells().iter().copied().max().unwrap_or(0).max(1) as usize + 1;
+        let cardinalities = match values {
+            [] => vec![most; length],
+            [one] => vec![*one; length],
+            each if each.len() == length => each.to_vec(),
+            each => bail!(Usage, "values has {} numbers for {length} sites", each.len()),
+        };
+        let vocab = cardinalities.iter().copied().max().unwrap_or(0);
+        if cardinalities.contains(&0) || vocab > 1 << 16 {
+            bail!(
+                Usage,
+                "a site has 1 to 65536 values, not {vocab}; are these rows of values 0, 1, ..., \
+                 or numbers that need a threshold?"
+            );
+        }
+        if !shape.is_empty() && shape.iter().product::<usize>() != length {
+            bail!(Usage, "shape {shape:?} does not have {length} sites");
+        }
+        let mut contract = Contract::new(Kind::Joint, length, vocab);
+        contract.cardinalities = cardinalities;
+        contract.shape = (!shape.is_empty()).then(|| shape.to_vec());
+        Ok(contract)
     }
 
     /// What the metadata of `model` says. Errors (`Model`) name the entry and what it should be.
