@@ -117,3 +117,48 @@ fn every_command_has_an_example() {
         assert!(help.stdout.contains("Example"), "{}", help.stdout);
     }
 }
+
+#[test]
+fn pictures_tell_evidence_from_what_was_drawn() {
+    let table = Table::new(6, 2, 0.0, 0.0);
+    let mut contract = table.contract(Kind::Joint);
+    contract.shape = Some(vec![2, 3]);
+    let (folder, model) = save(&table.graph(&contract), &contract, "model.onnx");
+    let (model, file) = (text(&model), folder.path().join("grid.png"));
+    let run = mam(&["sample", model, "--count", "5", "--png", text(&file)]);
+    assert_eq!((run.code, run.lines().len()), (Some(0), 5), "{}", run.stderr);
+    let grid = image::open(&file).unwrap().into_rgb8();
+    // Three columns of two lines, 16 pixels a site, gaps of 3.
+    assert_eq!(grid.dimensions(), (3 * 51 + 3, 2 * 35 + 3));
+    let is_grey = |p: &image::Rgb<u8>| p.0[0] == p.0[1] && p.0[1] == p.0[2];
+    let cells = run.lines()[1]["values"].as_array().unwrap().clone();
+    for (site, value) in cells.iter().enumerate() {
+        let (x, y) = (51 + 3 + site as u32 % 3 * 16, 3 + site as u32 / 3 * 16);
+        let expected = if *value == 1 { 255 } else { 0 };
+        assert_eq!(grid.get_pixel(x + 15, y + 15).0, [expected; 3], "site {site}");
+    }
+    let rows = folder.path().join("rows.csv");
+    fs::write(&rows, "0,1,?,1,?,0\n1,1,1,0,0,?\n").unwrap();
+    let impute = ["impute", model, "--data", text(&rows), "--count", "2", "--png", text(&file)];
+    let run = mam(&impute);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let grid = image::open(&file).unwrap().into_rgb8();
+    assert_eq!(grid.dimensions(), (3 * 51 + 3, 2 * 35 + 3));
+    let at = |picture: u32, line: u32, site: u32| {
+        *grid.get_pixel(3 + picture * 51 + site % 3 * 16, 3 + line * 35 + site / 3 * 16)
+    };
+    let missing = at(0, 0, 2);
+    assert!(!is_grey(&missing) && at(0, 1, 5) == missing);
+    for picture in 0..3 {
+        assert_eq!((at(picture, 0, 1).0, at(picture, 0, 5).0), ([255; 3], [0; 3]));
+    }
+    for picture in 1..3 {
+        assert!(!is_grey(&at(picture, 0, 2)) && at(picture, 0, 2) != missing);
+    }
+    let run = mam(&["sample", model, "--count", "10000000", "--png", text(&file)]);
+    run.fails(2, &["--png", "too many"]);
+    contract.shape = None;
+    let (_folder, flat) = save(&table.graph(&contract), &contract, "flat.onnx");
+    let run = mam(&["sample", text(&flat), "--png", text(&file)]);
+    run.fails(2, &["--png", "no image", "mam.shape"]);
+}

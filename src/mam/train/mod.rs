@@ -104,6 +104,24 @@ impl Default for TrainOptions {
     }
 }
 
+impl TrainOptions {
+    /// An error of kind `Usage` for options out of their range.
+    pub fn check(&self) -> Result<()> {
+        let o = self;
+        if o.size.hidden == 0 || o.size.layers == 0 || o.size.hidden > 1 << 16 || o.size.layers > 64
+        {
+            bail!(Usage, "a net has 1 to 64 layers of 1 to 65536 units");
+        }
+        if o.batch == 0 || (o.batch > SHARD && !o.batch.is_multiple_of(SHARD)) {
+            bail!(Usage, "a batch has up to {SHARD} rows or a multiple of that, not {}", o.batch);
+        }
+        if o.conditional_steps == 0 || o.marginal_steps == 0 || o.report_every == 0 {
+            bail!(Usage, "steps must be at least 1");
+        }
+        Ok(())
+    }
+}
+
 /// Where a run stands.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainReport {
@@ -135,6 +153,13 @@ pub struct Trained {
     pub theta_error: Residuals,
 }
 
+impl Trained {
+    /// The model as a file holds it.
+    pub fn model(&self) -> Result<Model> {
+        model(&self.graph, &self.contract)
+    }
+}
+
 /// Rows to learn from and rows to look at.
 struct Task<'a> {
     contract: Contract,
@@ -158,7 +183,7 @@ pub fn train(
     report: &mut dyn FnMut(&TrainReport),
     cancel: &Cancel,
 ) -> Result<Trained> {
-    check(options)?;
+    options.check()?;
     let contract = Contract { kind: Kind::Joint, ..contract.clone() };
     let good = |rows: &Rows, what: &str| -> Result<Vec<Vec<i32>>> {
         let checked = rows.checked(&contract)?.into_iter().enumerate();
@@ -188,19 +213,6 @@ pub fn train(
     let theta = networks::marginal(&task.contract, size, &log_p, options.seed);
     let theta = marginals::train(&task, &phi, theta, &mut state, report, cancel)?;
     task.finished(&phi, &theta, cancel)
-}
-
-fn check(o: &TrainOptions) -> Result<()> {
-    if o.size.hidden == 0 || o.size.layers == 0 || o.size.hidden > 1 << 16 || o.size.layers > 64 {
-        bail!(Usage, "a net has 1 to 64 layers of 1 to 65536 units");
-    }
-    if o.batch == 0 || (o.batch > SHARD && !o.batch.is_multiple_of(SHARD)) {
-        bail!(Usage, "a batch has up to {SHARD} rows or a multiple of that, not {}", o.batch);
-    }
-    if o.conditional_steps == 0 || o.marginal_steps == 0 || o.report_every == 0 {
-        bail!(Usage, "steps must be at least 1");
-    }
-    Ok(())
 }
 
 impl Task<'_> {

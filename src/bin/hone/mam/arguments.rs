@@ -162,6 +162,10 @@ pub struct Drawing {
     /// Print the rows as text: pictures of two-valued models with a shape, texts of an alphabet.
     #[arg(long, conflicts_with = "output")]
     pub show: bool,
+    /// Also write the rows as a grid of pictures, of models with a shape of two sides. Behind
+    /// evidence stand its completions: what was given is grey, what was drawn blue to orange.
+    #[arg(long, value_name = "FILE")]
+    pub png: Option<PathBuf>,
     /// Where to write: .npy for the values alone, .csv, .txt, or JSON lines under any other name.
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,

@@ -4,7 +4,7 @@ use hone::atomic_file::folder_of;
 use hone::calibration::read_arrays;
 use hone::cancel::Cancel;
 use hone::error::Result;
-use hone::mam::contract::{Contract, Kind};
+use hone::mam::contract::Contract;
 use hone::mam::train::{Regression, TrainOptions, TrainReport, train};
 use hone::mam::{Rows, Size, read_training_rows};
 
@@ -22,7 +22,7 @@ pub fn run(a: &Train, cancel: &Cancel) -> Result<()> {
     let contract = contract(a, &all)?;
     let (rows, held_out) = match &a.held_out {
         Some(path) => (all, read_training_rows(path, a.reading.threshold, a.reading.limit)?),
-        None => split(&all)?,
+        None => all.split(HELD_OUT_EVERY)?,
     };
     let options = options(a);
     eprintln!(
@@ -81,31 +81,10 @@ fn options(a: &Train) -> TrainOptions {
 
 /// What the data and the options say of the model.
 fn contract(a: &Train, rows: &Rows) -> Result<Contract> {
-    let length = rows.length();
-    let most = rows.cells().iter().copied().max().unwrap_or(0).max(1) as usize + 1;
-    let cardinalities = match a.values.as_slice() {
-        [] => vec![most; length],
-        [one] => vec![*one; length],
-        each if each.len() == length => each.to_vec(),
-        each => {
-            let n = each.len();
-            return Err(usage(format!("--values has {n} numbers for {length} sites")));
-        }
-    };
-    let vocab = cardinalities.iter().copied().max().unwrap_or(0);
-    if cardinalities.contains(&0) || vocab > 1 << 16 {
-        return Err(usage(format!(
-            "a site has 1 to 65536 values, not {vocab}; are these rows of values 0, 1, ..., or \
-             numbers that need --threshold?"
-        )));
+    let mut contract = Contract::of_rows(rows, &a.values, &a.shape)?;
+    if a.shape.is_empty() {
+        contract.shape = stored_shape(a).filter(|s| s.len() > 1);
     }
-    let mut contract = Contract::new(Kind::Joint, length, vocab);
-    contract.cardinalities = cardinalities;
-    contract.shape = match a.shape.as_slice() {
-        [] => stored_shape(a).filter(|s| s.len() > 1),
-        given if given.iter().product::<usize>() == length => Some(given.to_vec()),
-        _ => return Err(usage(format!("--shape does not have {length} sites"))),
-    };
     if let Some(name) = a.data.file_name() {
         contract.notes.insert("dataset".into(), name.to_string_lossy().into_owned());
     }
@@ -117,17 +96,4 @@ fn stored_shape(a: &Train) -> Option<Vec<usize>> {
     let is_csv = a.data.extension().is_some_and(|e| e == "csv");
     let array = (!is_csv).then(|| read_arrays(&a.data, &["x"], Some(1)).ok()).flatten()?;
     array.into_iter().next().flatten().map(|t| t.shape()[1..].to_vec())
-}
-
-/// The rows to learn from and those held out.
-fn split(all: &Rows) -> Result<(Rows, Rows)> {
-    if all.len() < HELD_OUT_EVERY {
-        let n = all.len();
-        return Err(usage(format!("{n} rows are too few to hold some out; give --held-out")));
-    }
-    let pick = |held: bool| {
-        let chosen = (0..all.len()).filter(|r| (r % HELD_OUT_EVERY == 0) == held);
-        Rows::new(all.length(), chosen.flat_map(|r| all.row(r).iter().copied()).collect())
-    };
-    Ok((pick(false)?, pick(true)?))
 }
