@@ -240,6 +240,7 @@ fn violations_are_named() {
     refused(&|g| g.inputs[0].element = Some(ElementType::I32), &["must be int64", "int32"]);
     let extra = |g: &mut Graph| g.inputs.push(symbolic("t", ElementType::F32, &[]));
     refused(&extra, &["input \"t\"", "hone mam adapt"]);
+    refused(&|g| g.inputs.push(g.inputs[0].clone()), &["\"x\""]);
     refused(&|g| drop(g.outputs.remove(0)), &["kind joint", "\"log_p\""]);
     let cut = |g: &mut Graph| {
         let logits = g.outputs.iter_mut().find(|o| o.name == "logits").unwrap();

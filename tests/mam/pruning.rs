@@ -137,6 +137,28 @@ fn values_that_a_site_lacks_are_left_out() {
 }
 
 #[test]
+fn the_two_files_of_a_pair_are_pruned_as_the_one_of_both() {
+    let joint = Contract::new(Kind::Joint, LENGTH, VALUES);
+    let graph = perceptron(&joint);
+    let half = |kind: Kind| {
+        let mut half = graph.clone();
+        half.outputs.retain(|o| kind.outputs().contains(&o.name.as_str()));
+        half.remove_unused();
+        model(&half, &Contract::new(kind, LENGTH, VALUES))
+    };
+    let options = options(0.5, Loss::Training);
+    let pair = pruned(&[half(Kind::Conditional), half(Kind::Marginal)], &options).unwrap();
+    let whole = pruned(&[model(&graph, &joint)], &options).unwrap();
+    let whole = Graph::from_model(&whole[0]).unwrap();
+    for (file, name) in [(0, "phi.2"), (1, "theta.1"), (1, "theta.3")] {
+        let own = Graph::from_model(&pair[file]).unwrap();
+        assert_eq!(own.initializers[name], whole.initializers[name], "{name}");
+    }
+    let error = pruned(&[half(Kind::Marginal)], &options).unwrap_err().to_string();
+    assert!(error.contains("needs φ"), "{error}");
+}
+
+#[test]
 fn halves_that_share_weights_are_pruned_together() {
     let contract = Contract::new(Kind::Joint, LENGTH, VALUES);
     let mut graph = perceptron(&contract);
