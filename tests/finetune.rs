@@ -279,7 +279,7 @@ fn a_gradual_run_keeps_a_pattern() {
     for (name, tensor) in weights {
         let (shape, values) = (tensor.shape(), tensor.to_f32());
         let taps: usize = shape[2..].iter().product();
-        for start in (0..values.len()).filter(|i| i / taps % 4 == 0) {
+        for start in (0..values.len()).filter(|i| (i / taps).is_multiple_of(4)) {
             let kept = (0..4).filter(|c| values[start + c * taps] != 0.0).count();
             assert_eq!(kept, 2, "{name} {start}");
         }

@@ -73,7 +73,8 @@ pub struct Running {
 #[command(after_help = "Example:\n  hone prune examples/fashion/model.onnx \
     --calibration examples/fashion/calibration.npz \\\n      \
     --sparsity 0.9 --evaluation examples/fashion/test.npz --output pruned.onnx\n\n\
-    In steps, with fine-tuning after each; the same command goes on after a stop:\n  hone prune examples/fashion/model.onnx \
+    In steps, with fine-tuning after each; the same command goes on after a stop:\n  \
+    hone prune examples/fashion/model.onnx \
     --calibration examples/fashion/calibration.npz \\\n      \
     --sparsity 0.98 --schedule gradual --steps 6 --checkpoint run.state --output pruned.onnx\n\n\
     Samples are .npy (models with one input), .npz (arrays named as the model's inputs, and \
