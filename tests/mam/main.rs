@@ -4,6 +4,7 @@
 mod adapters;
 mod cli;
 mod contract;
+mod energies;
 mod queries;
 mod rows;
 mod sampling;
