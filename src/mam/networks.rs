@@ -163,12 +163,11 @@ impl Net {
         let (name, width) = (self.name, self.width);
         let zero = Tensor::f32([width, width], vec![0.0; width * width]);
         let matrix = self.hold(format!("{name}.pairs.weight"), zero);
-        let scale = self.hold("pairs_scale".into(), Tensor::f32([], vec![PAIRS]));
-        let axis = self.hold("pairs_axis".into(), Tensor::i64([1], vec![1]));
+        // Summed by a product, whose rounding does not depend on the number of rows.
+        let factor = self.hold("pairs_factor".into(), Tensor::f32([width, 1], vec![PAIRS; width]));
         let product = self.node("MatMul", &["row", &matrix], format!("{name}.by_pairs"));
         let terms = self.node("Mul", &[&product, "row"], format!("{name}.pair_terms"));
-        let sum = self.node("ReduceSum", &[&terms, &axis], format!("{name}.pair_sum"));
-        let scaled = self.node("Mul", &[&sum, &scale], format!("{name}.pairs"));
+        let scaled = self.node("MatMul", &[&terms, &factor], format!("{name}.pairs"));
         self.node("Add", &[output, &scaled], format!("{name}.with_pairs"))
     }
 

@@ -191,7 +191,7 @@ fn an_energy_graph_is_learnt_and_a_bad_one_is_refused() {
     };
     refused(&graph(0.5), &[], "--values");
     refused(&graph(0.5), &[2, 2], "do not fit 4 sites");
-    refused(&graph(-1.0), &[2], "row 1, [1, 1, 1, 1], is -inf");
+    refused(&graph(-1.0), &[2], "row [1, 1, 1, 1] is -inf");
     let mut other = graph(0.5);
     other.inputs[0].name = "y".into();
     other.nodes[0].inputs[0] = "y".into();
