@@ -11,6 +11,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .open_file("onnx-ml.proto")?
         .encode_file_descriptor_set();
     fs::write(&descriptors, set)?;
+    // buffa has cargo watch this file: were it younger than this run, each build would run again.
+    let schema = fs::metadata("proto/onnx-ml.proto")?.modified()?;
+    fs::File::options().append(true).open(&descriptors)?.set_modified(schema)?;
     buffa_build::Config::new()
         .descriptor_set(&descriptors)
         .files(&["onnx-ml.proto"])

@@ -174,7 +174,7 @@ class Judge:
     def __init__(self, model, test):
         graph = onnx.load(model).graph
         initializers = {t.name for t in graph.initializer}
-        weights = (n.input[1] for n in graph.node if n.op_type in ("Conv", "Gemm"))
+        weights = (n.input[1] for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul"))
         self.prunable = {w for w in weights if w in initializers}
         with np.load(test) as archive:
             self.input = next(i.name for i in graph.input if i.name not in initializers)

@@ -15,7 +15,7 @@ blocks of B entries (which therefore cross layers),
     F = λI + 1/m Σ g_i g_iᵀ                     per block, λ absolute
     h_i = g_i/λ − Σ_{k<i} h_k (h_kᵀ g_i)/δ_k     δ_i = m + g_iᵀ h_i
     F⁻¹ = I/λ − Σ h_i h_iᵀ/δ_i
-    ρ_j = w_j² / (2 [F⁻¹]_jj)                   the lowest of all Conv and Gemm weights go at once
+    ρ_j = w_j² / (2 [F⁻¹]_jj)                   the lowest of all weights go at once
     w ← w − F⁻¹ Σ_dropped e_j w_j/[F⁻¹]_jj       the sum of single-weight updates; dropped stay 0
 
 A run may be cut into steps on a geometric schedule of densities, each with new gradients
@@ -245,14 +245,14 @@ def chunks(g, block):
 
 
 class Network:
-    """An ONNX graph run by torch; the weights of Conv and Gemm are the ones to prune."""
+    """An ONNX graph run by torch; the weights of Conv, Gemm and MatMul are to be pruned."""
 
     def __init__(self, graph):
         self.nodes, self.output = graph.node, graph.output[0].name
         self.values = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy())
                        for t in graph.initializer}
         self.input = next(i.name for i in graph.input if i.name not in self.values)
-        weights = (n.input[1] for n in graph.node if n.op_type in ("Conv", "Gemm"))
+        weights = (n.input[1] for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul"))
         self.prunable = list(dict.fromkeys(w for w in weights if w in self.values))
         for name in self.prunable:
             self.values[name].requires_grad_()
@@ -327,16 +327,25 @@ def gemm(a, x, w, c=0):
 
 OPERATORS = {
     "Add": lambda a, x, y: x + y,
+    "Clip": lambda a, x, low=None, high=None: torch.clamp(x, low, high),
     "Constant": lambda a: torch.from_numpy(numpy_helper.to_array(a["value"]).copy()),
     "Conv": convolution,
     "Div": lambda a, x, y: x / y,
+    "Erf": lambda a, x: torch.erf(x),
     "Flatten": lambda a, x: x.reshape(math.prod(x.shape[:a.get("axis", 1)]), -1),
     "Gemm": gemm,
     "GlobalAveragePool": lambda a, x: x.mean(tuple(range(2, x.dim())), keepdim=True),
     "Identity": lambda a, x: x,
+    "MatMul": lambda a, x, y: x @ y,
     "Mul": lambda a, x, y: x * y,
+    "Pow": lambda a, x, y: x ** y,
+    "ReduceMean": lambda a, x: x.mean(a["axes"], keepdim=bool(a.get("keepdims", 1))),
     "Relu": lambda a, x: torch.relu(x),
+    "Reshape": lambda a, x, shape: x.reshape(tuple(shape.tolist())),
+    "Softmax": lambda a, x: torch.softmax(x, a.get("axis", -1)),
+    "Sqrt": lambda a, x: torch.sqrt(x),
     "Sub": lambda a, x, y: x - y,
+    "Transpose": lambda a, x: x.permute(a["perm"]),
 }
 
 

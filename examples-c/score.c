@@ -43,8 +43,10 @@ int main(int argc, char **argv) {
     printf("log p(x1 | x0) = %.4f\n", log_conditional[0]);
 
     hone_sample_options how = {.size = sizeof how, .seed = 1};
-    check(hone_scorer_sample(scorer, rows, 2, &how, drawn, log_q));
-    for (size_t i = 0; i < sites; i++) printf("%s%lld", i ? " " : "a draw: ", (long long)drawn[i]);
+    check(hone_scorer_impute(scorer, rows, 2, &how, drawn, log_q));
+    for (size_t i = 0; i < sites; i++) {
+        printf("%s%lld", i ? " " : "the first row, completed: ", (long long)drawn[i]);
+    }
     printf(", log q = %.4f\n", log_q[0]);
 
     free(rows);

@@ -33,8 +33,14 @@ int main(int argc, char **argv) try {
         std::printf("%lld %lld  %8.4f\n", static_cast<long long>(row[0]),
                     static_cast<long long>(row[1]), log_p[i]);
     }
-    const auto drawn = scorer.sample(std::vector<std::int64_t>(scorer.length(), -1));
-    return drawn.size() == scorer.length() ? 0 : 1;
+    // The second site given the first, of the last row.
+    std::vector<std::int64_t> row(rows.end() - static_cast<std::ptrdiff_t>(scorer.length()),
+                                  rows.end());
+    std::vector<std::uint8_t> given(row.size(), 0);
+    given.at(0) = 1;
+    std::printf("log p(x1 | x0) = %.4f\n", scorer.condition(row, given).at(0));
+    const auto drawn = scorer.impute(row);
+    return drawn.at(0) == row.at(0) && drawn.at(1) == row.at(1) ? 0 : 1;
 } catch (const hone::Error &error) {
     std::fprintf(stderr, "score_cc: %s\n", error.what());
     return 1;

@@ -18,7 +18,8 @@
  *              Enumerations travel in as uint32_t.
  * Buffers      Views of your memory: read, and written, before the call returns. What is written
  *              must not overlap what is read.
- * Jobs         Prune and evaluate are submitted, then waited for (`hone_job_wait`), polled
+ * Jobs         Work of more than moments (hone_prune, hone_finetune, hone_evaluate, hone_mam_train,
+ *              hone_scorer_check) is submitted, then waited for (`hone_job_wait`), polled
  *              (`hone_job_fd`), or observed; everything else is done when it returns.
  * Observers    {call, drop, context}: `drop` runs exactly once, after the last `call`.
  * Host         Nothing is printed, no signal handler is set, the library is not to be unloaded.
@@ -235,22 +236,26 @@ typedef enum {
 
 /// How the weight decay enters.
 typedef enum {
+    /// Coupled for a `hone_optimizer`, decoupled for a fine-tuning job.
+    HONE_DECAY_AUTO = 0,
     /// Added to the gradient: g + decay·w.
-    HONE_DECAY_COUPLED = 0,
+    HONE_DECAY_COUPLED = 1,
     /// Taken off the weights beside the step: w − η·decay·w.
-    HONE_DECAY_DECOUPLED = 1,
+    HONE_DECAY_DECOUPLED = 2,
 } hone_decay;
 
 /// The learning rate over the steps after the warm-up, as a factor of its peak.
 typedef enum {
+    /// Constant for a `hone_optimizer`, cosine for a fine-tuning job.
+    HONE_SCHEDULE_AUTO = 0,
     /// Always 1.
-    HONE_SCHEDULE_CONSTANT = 0,
-    /// From 1 down to 0 along a line over `schedule_steps`.
-    HONE_SCHEDULE_LINEAR = 1,
-    /// From 1 down to 0 along half a cosine over `schedule_steps`.
-    HONE_SCHEDULE_COSINE = 2,
+    HONE_SCHEDULE_CONSTANT = 1,
+    /// From 1 down to 0 along a line over `schedule_steps`, or over the job.
+    HONE_SCHEDULE_LINEAR = 2,
+    /// From 1 down to 0 along half a cosine over `schedule_steps`, or over the job.
+    HONE_SCHEDULE_COSINE = 3,
     /// Multiplied by `schedule_factor` after each `schedule_steps`.
-    HONE_SCHEDULE_STAIRS = 3,
+    HONE_SCHEDULE_STAIRS = 4,
 } hone_schedule;
 
 /// By which half of a marginalization model a question is answered.
@@ -263,6 +268,33 @@ typedef enum {
     /// By chains of φ, averaged over orders: a lower bound, in expectation.
     HONE_HALF_PHI = 2,
 } hone_half;
+
+/// What is minimised.
+typedef enum {
+    /// Cross-entropy where the samples have class labels, the squared error where they have
+    /// targets.
+    HONE_LOSS_AUTO = 0,
+    /// Cross-entropy with class labels.
+    HONE_LOSS_CROSS_ENTROPY = 1,
+    /// Half the mean squared distance to targets.
+    HONE_LOSS_MSE = 2,
+} hone_loss;
+
+/// Which tensors are trained.
+typedef enum {
+    /// Weights, biases, scales of norms and embeddings.
+    HONE_TRAINED_ALL = 0,
+    /// The prunable weights.
+    HONE_TRAINED_WEIGHTS = 1,
+} hone_trained;
+
+/// How θ learns from φ.
+typedef enum {
+    /// From sums along whole rows.
+    HONE_REGRESSION_TRAJECTORY = 0,
+    /// From the difference of two neighbours, as published.
+    HONE_REGRESSION_ONE_STEP = 1,
+} hone_regression;
 
 /// Where models run and jobs are done.
 typedef struct hone_engine hone_engine;
@@ -476,6 +508,89 @@ typedef struct {
     hone_observer observer;
 } hone_prune_options;
 
+/// How to fine-tune. Zero means default.
+typedef struct {
+    /// sizeof(hone_finetune_options)
+    size_t size;
+    /// How often each sample is seen; 0 means 5.
+    double epochs;
+    /// The number of steps; 0 means what the epochs come to.
+    uint64_t steps;
+    /// η at its peak; 0 means 1 for M-FAC and 0.001 for Adam and SGD. M-FAC with
+    /// `damping_absolute`, whose steps are on the scale of the gradients, needs one.
+    double learning_rate;
+    /// β, or β₁ of Adam, below 1; 0 means 0.9, a negative number none.
+    double momentum;
+    /// λ of M-FAC as a fraction of the window's mean Fisher diagonal; the direction is λF⁻¹g, so
+    /// that η means what it means for SGD. 0 means 1.
+    double damping;
+    /// λ of M-FAC itself, in units of a squared gradient, and the direction F⁻¹g; 0 means the
+    /// fraction above.
+    double damping_absolute;
+    /// The weight decay; 0 means none.
+    double weight_decay;
+    /// See `hone_schedule`.
+    double schedule_factor;
+    /// Steps between two stairs; the other schedules fall over the whole run.
+    uint64_t schedule_steps;
+    /// Steps over which η first rises to its peak.
+    uint64_t warmup_steps;
+    /// Gradients longer than this are scaled down to it; 0 means none are.
+    double clip;
+    /// The result is an average of the weights that decays by this factor per step, such as 0.999;
+    /// 0 means the latest weights.
+    double average;
+    /// A model to learn from as well, such as the dense one; NULL for none. Of the same inputs.
+    const hone_model *distill;
+    /// Its share in the loss, at most 1; 0 means 0.5. With 1 the samples need no labels.
+    double distill_weight;
+    /// What the logits of both are divided by before they are compared; 0 means 2.
+    double temperature;
+    /// The output to train; NULL means the only float one.
+    const char *output_name;
+    /// `train_count` names of tensors to train; * stands for any characters. None means those of
+    /// `trained`.
+    const char *const *train;
+    /// How many.
+    size_t train_count;
+    /// Samples to judge the model on while it learns and at the end; NULL for none.
+    const hone_samples *evaluation;
+    /// Steps between two evaluations, each a line of the log and an entry of the report; 0 means a
+    /// tenth of the run.
+    uint64_t evaluate_every;
+    /// Keeps the state of the run here, also when it is cancelled, and goes on from it if it is
+    /// there, to the same bits; removed at the end. NULL for none.
+    const char *checkpoint;
+    /// Steps between two checkpoints; 0 means 200.
+    uint64_t checkpoint_every;
+    /// Where the model is written as soon as it is made; NULL means nowhere: see `hone_job_model`.
+    const char *output;
+    /// Seeds the order of the samples.
+    uint64_t seed;
+    /// Samples per step; 0 means 64.
+    uint32_t batch;
+    /// A `hone_optimizer_method`.
+    uint32_t optimizer;
+    /// Gradients in the window of M-FAC (m); 0 means 128.
+    uint32_t window;
+    /// A `hone_storage`: the format of the window.
+    uint32_t window_storage;
+    /// A `hone_decay`.
+    uint32_t decay;
+    /// A `hone_schedule`.
+    uint32_t schedule;
+    /// A `hone_loss`.
+    uint32_t loss;
+    /// A `hone_trained`.
+    uint32_t trained;
+    /// Not 0 to let zeros of prunable weights move, too.
+    uint32_t free_zeros;
+    /// Threads; 0 means the engine's number. The result does not depend on it.
+    uint32_t threads;
+    /// Who hears of the progress.
+    hone_observer observer;
+} hone_finetune_options;
+
 /// How to evaluate. Zero means default.
 typedef struct {
     /// sizeof(hone_evaluate_options)
@@ -506,6 +621,9 @@ typedef struct {
     size_t size;
     /// Seeds the orders of φ's chains.
     uint64_t seed;
+    /// A byte for each cell of the rows, 0 where the value is missing whatever the row says there;
+    /// NULL means that −1 alone is.
+    const uint8_t *known;
     /// A `hone_half`.
     uint32_t half;
     /// Orders of φ's chains; 0 means 1. A model that was trained in one order has that one.
@@ -522,14 +640,21 @@ typedef struct {
     uint64_t first_draw;
     /// Logits are divided by it; 0 means 1.
     double temperature;
+    /// As in `hone_score_options`.
+    const uint8_t *known;
+    /// `order_count` sites, all of them, in the order they are filled in; NULL means a random order
+    /// for each draw, and the forward one where the model was trained in that.
+    const uint32_t *order;
+    /// How many.
+    size_t order_count;
     /// Draw from the likeliest so many values of a site only; 0 means all.
     uint32_t top_k;
     /// Sweeps that redraw what was missing, in blocks, afterwards; 0 means none.
     uint32_t sweeps;
     /// Sites in a block; 0 means 1.
     uint32_t block;
-    /// Must be 0.
-    uint32_t reserved;
+    /// Draws for each row; 0 means 1.
+    uint32_t draws;
 } hone_sample_options;
 
 /// How to check a model. Zero means default.
@@ -549,6 +674,61 @@ typedef struct {
     /// Who hears of the progress.
     hone_observer observer;
 } hone_check_options;
+
+/// How to train a marginalization model. Zero means default.
+typedef struct {
+    /// sizeof(hone_mam_train_options)
+    size_t size;
+    /// `held_out_count` rows that are only looked at; NULL means every tenth of the others.
+    const int64_t *held_out;
+    /// How many.
+    size_t held_out_count;
+    /// How many values sites have: `values_count` numbers, one for all sites or one for each; NULL
+    /// means one more than the largest value there is.
+    const size_t *values;
+    /// How many.
+    size_t values_count;
+    /// How sites are laid out for display, such as 28, 28: `shape_count` sides; NULL for nothing.
+    const size_t *shape;
+    /// How many.
+    size_t shape_count;
+    /// η of Adam at its peak, from which it falls to 0 along a cosine; 0 means 0.001.
+    double learning_rate;
+    /// Decoupled weight decay; 0 means 0.01, a negative number none.
+    double weight_decay;
+    /// Gradients longer than this are scaled down to it; 0 means 1.
+    double clip_norm;
+    /// The result is an average of the weights that decays by this factor per step; 0 means 0.999,
+    /// a negative number the latest weights.
+    double average;
+    /// Steps of stage 1, in which φ learns the conditionals of every subset; 0 means 4000.
+    uint64_t conditional_steps;
+    /// Steps of stage 2, in which θ learns what φ says of whole rows; 0 means 4000.
+    uint64_t marginal_steps;
+    /// Steps between two reports, which advance the progress, and checkpoints; 0 means 250.
+    uint64_t report_every;
+    /// Keeps the state here, also when the job is cancelled, and goes on from it if it is there, to
+    /// the same bits; NULL for none.
+    const char *checkpoint;
+    /// Where the model is written as soon as it is made; NULL means nowhere: see `hone_job_model`.
+    const char *output;
+    /// Of everything random.
+    uint64_t seed;
+    /// Units of a hidden layer of either net; 0 means 256.
+    uint32_t hidden;
+    /// Hidden layers; 0 means 3.
+    uint32_t layers;
+    /// Rows per step, up to 64 or a multiple of 64; 0 means 128.
+    uint32_t batch;
+    /// A `hone_regression`.
+    uint32_t regression;
+    /// Threads; 0 means the engine's number. The result does not depend on it.
+    uint32_t threads;
+    /// Must be 0.
+    uint32_t reserved;
+    /// Who hears of the progress.
+    hone_observer observer;
+} hone_mam_train_options;
 
 /// How to keep gradients. Zero means default.
 typedef struct {
@@ -735,7 +915,8 @@ void hone_engine_free(hone_engine *engine);
 
 /// Reads the model at `path`; its external data, if any, from files in the same folder.
 ///
-/// Errors: IO, INVALID_MODEL, UNSUPPORTED; the message names the file.
+/// Errors: IO, INVALID_MODEL, UNSUPPORTED; the message names the file. UNAVAILABLE in a forked
+/// child.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_model_load(const hone_engine *engine,
@@ -745,6 +926,8 @@ hone_error *hone_model_load(const hone_engine *engine,
 /// Decodes the model in the `len` bytes at `data`, which are not needed afterwards.
 ///
 /// `folder` is where its external data is looked for; NULL when it has none.
+///
+/// Errors: INVALID_MODEL, UNSUPPORTED, IO for external data; UNAVAILABLE in a forked child.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_model_from_bytes(const hone_engine *engine,
@@ -754,7 +937,7 @@ hone_error *hone_model_from_bytes(const hone_engine *engine,
                                   hone_model **out);
 
 /// Writes the model to `path`: the file appears whole or not at all. Where its source had external
-/// data, a new data file appears beside it.
+/// data, a new data file appears beside it. Errors: IO.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_model_save(const hone_model *model,
@@ -772,10 +955,39 @@ hone_error *hone_model_bytes(const hone_model *model,
 /// What the model consists of and what hone can do with it: inputs and outputs, tensors that can be
 /// pruned, those that cannot and why, operators and whether gradients pass through them. Schema
 /// "hone.inspect/1".
+///
+/// Errors: INVALID_MODEL and UNSUPPORTED for a model that hone cannot bring into its working form.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_model_inspect(const hone_model *model,
                                hone_report **out);
+
+/// The prunable weights as one vector to `out`: the tensors that `hone_model_inspect` lists as
+/// "prunable", one after the other in that order, each as the model stores it. `len` is their
+/// number, "prunable_weights" of the same document.
+///
+/// For hosts that take gradients themselves: with the same order in `hone_gradients`,
+/// `hone_weights_prune` prunes such a vector, and `hone_model_with_weights` makes it a model.
+/// Half-precision weights are widened. Rows of layers and N:M patterns are those of the tensors as
+/// stored, so they need weights stored outputs first (Conv, Gemm with transB).
+///
+/// Errors: INVALID_ARGUMENT for another `len`; else as `hone_model_inspect`.
+HONE_API
+HONE_MUST_USE
+hone_error *hone_model_weights(const hone_model *model,
+                               float *out,
+                               size_t len);
+
+/// A model like `model` with other prunable weights: `len` numbers, ordered as those of
+/// `hone_model_weights`; rounded where the model stores half precision.
+///
+/// Errors: INVALID_ARGUMENT for another `len`, INVALID_DATA for weights that are not finite.
+HONE_API
+HONE_MUST_USE
+hone_error *hone_model_with_weights(const hone_model *model,
+                                    const float *weights,
+                                    size_t len,
+                                    hone_model **out);
 
 /// Frees a model. NULL is fine; jobs and samples that use it keep what they need.
 HONE_API void hone_model_free(hone_model *model);
@@ -827,7 +1039,7 @@ hone_error *hone_job_wait(const hone_job *job,
                           int64_t timeout_ms,
                           hone_job_state *out);
 
-/// How far the job is. Set `out->size` first.
+/// How far the job is. Set `out->size` first. Errors: UNAVAILABLE in a forked child.
 HONE_API HONE_MUST_USE hone_error *hone_job_progress(const hone_job *job, hone_progress *out);
 
 /// A descriptor that is readable once the job has ended, for poll, epoll or an event loop; -1 for
@@ -867,6 +1079,20 @@ hone_error *hone_prune(const hone_model *model,
                        const hone_prune_options *options,
                        hone_job **out);
 
+/// Submits the training of `model` on `samples`; zeros of prunable weights stay zero and statistics
+/// of norms are frozen. The job makes a model, which differs in the trained tensors alone, and a
+/// report (schema "hone.finetune/1"). The models and the samples may be freed at once. It runs on
+/// the processor, whatever the engine's device. `options` may be NULL.
+///
+/// Errors are of options only; what happens later is the job's: see `hone_job_result`. A checkpoint
+/// of another run is an error of the job, INVALID_ARGUMENT.
+HONE_API
+HONE_MUST_USE
+hone_error *hone_finetune(const hone_model *model,
+                          const hone_samples *samples,
+                          const hone_finetune_options *options,
+                          hone_job **out);
+
 /// Submits the evaluation of `model` on `samples`: its accuracy and cross-entropy where these have
 /// class labels, and how far its outputs are from those of `reference` unless that is NULL. The job
 /// makes a report (schema "hone.evaluation/1"). Models are computed in float32.
@@ -881,7 +1107,11 @@ hone_error *hone_evaluate(const hone_model *model,
                           hone_job **out);
 
 /// Makes a scorer of `model`, and of `other` if the halves are in two files (NULL if not). The
-/// models must keep the contract of marginalization models (docs/mam-contract.md).
+/// models must keep the contract of marginalization models (docs/mam-contract.md), and may be freed
+/// at once. `options` may be NULL. It runs a few rows to see that the model does what it says.
+///
+/// Errors: INVALID_MODEL, also for a model that breaks the contract; RUNTIME, DEVICE; UNAVAILABLE
+/// in a forked child.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_scorer_new(const hone_model *model,
@@ -902,9 +1132,11 @@ HONE_MUST_USE
 hone_error *hone_scorer_inspect(const hone_scorer *scorer,
                                 hone_report **out);
 
-/// log p of the known sites of each of `count` rows to `out` (`count` numbers), in nats.
+/// log p of the known sites of each of `count` rows to `out` (`count` numbers), in nats. `options`
+/// may be NULL.
 ///
-/// Errors: INVALID_ARGUMENT for a half that the model lacks; UNAVAILABLE in a forked child.
+/// Errors: INVALID_ARGUMENT for a half that the model lacks, INVALID_DATA for a single row that
+/// does not fit; UNAVAILABLE in a forked child.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_scorer_score(const hone_scorer *scorer,
@@ -928,26 +1160,43 @@ hone_error *hone_scorer_condition(const hone_scorer *scorer,
 /// `count`·length·vocab numbers, values running fastest. A known site has 0 at its value and −∞
 /// elsewhere, and so have values that a site lacks.
 ///
-/// Each distribution is of its site alone: their product is not the joint one of several. `half` is
-/// a `hone_half`; by default φ where the model has it.
+/// Each distribution is of its site alone: their product is not the joint one of several. `options`
+/// may be NULL; of them `half` and `known` count, and the usual half is φ where the model has it.
+/// Errors as `hone_scorer_score`.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_scorer_distributions(const hone_scorer *scorer,
                                       const int64_t *rows,
                                       size_t count,
-                                      uint32_t half,
+                                      const hone_score_options *options,
                                       double *out,
                                       size_t len);
 
-/// Completes each of `count` rows by a draw from φ: the rows with a value at every site to `out`
-/// (as many numbers as `rows` has), and log of the probability of each draw along its order to
-/// `log_q` (`count` numbers, or NULL; it means nothing after sweeps). `options` may be NULL.
+/// Draws `count` rows from φ: to `out` (`count`·length numbers), and log of the probability of each
+/// along its order to `log_q` (`count` numbers, or NULL). `options` may be NULL; `known`, `draws`
+/// and `sweeps` have no meaning here and must be 0.
 ///
-/// A row that cannot be completed is all −1, and its `log_q` NaN. The same seed gives the same
-/// draws for any number of threads.
+/// The same seed gives the same draws for any number of threads. Errors: INVALID_ARGUMENT for a
+/// model without φ and for options out of their range; UNAVAILABLE in a forked child.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_scorer_sample(const hone_scorer *scorer,
+                               size_t count,
+                               const hone_sample_options *options,
+                               int64_t *out,
+                               double *log_q);
+
+/// Completes each of `count` rows by draws from φ given its known sites, `draws` of them one after
+/// the other: the rows with a value at every site to `out` (`count`·`draws`·length numbers), and
+/// log of the probability of each draw along its order to `log_q` (`count`·`draws` numbers, or
+/// NULL; it means nothing after sweeps). `options` may be NULL.
+///
+/// A row that cannot be completed is all −1, and its `log_q` NaN. The same seed gives the same
+/// draws for any number of threads. Errors as `hone_scorer_sample`, and INVALID_DATA for a single
+/// row that does not fit.
+HONE_API
+HONE_MUST_USE
+hone_error *hone_scorer_impute(const hone_scorer *scorer,
                                const int64_t *rows,
                                size_t count,
                                const hone_sample_options *options,
@@ -957,6 +1206,8 @@ hone_error *hone_scorer_sample(const hone_scorer *scorer,
 /// Submits a look at how far θ and φ agree with each other and with probabilities on `count` rows,
 /// which are copied. The job makes a report (schema "hone.mam.check/1", in nats). `options` may be
 /// NULL. A model without both halves, and a row that does not fit, are errors of the job.
+///
+/// Errors: of options only, and UNAVAILABLE in a forked child.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_scorer_check(const hone_scorer *scorer,
@@ -967,6 +1218,22 @@ hone_error *hone_scorer_check(const hone_scorer *scorer,
 
 /// Frees a scorer. NULL is fine; a check under way keeps what it needs.
 HONE_API void hone_scorer_free(hone_scorer *scorer);
+
+/// Submits the training of a marginalization model by maximum likelihood on `count` rows of
+/// `length` int64 values, which are copied; −1 is missing, and skipped. The job makes a model (see
+/// `hone_scorer_new`) and a report (schema "hone.mam.train/1"). `options` may be NULL. It runs on
+/// the processor, whatever the engine's device.
+///
+/// Errors: INVALID_ARGUMENT for options and numbers of rows that cannot be; a row that does not fit
+/// is an error of the job, INVALID_DATA.
+HONE_API
+HONE_MUST_USE
+hone_error *hone_mam_train(const hone_engine *engine,
+                           const int64_t *rows,
+                           size_t count,
+                           size_t length,
+                           const hone_mam_train_options *options,
+                           hone_job **out);
 
 /// Makes room for `count` gradients of `dimension` weights: `count`·`dimension`·4 bytes, or 2.
 /// `options` may be NULL.

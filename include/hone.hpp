@@ -164,6 +164,20 @@ public:
         detail::check(hone_model_inspect(c_handle(), &made));
         return Report(adopt, made);
     }
+
+    /** The prunable weights as one vector; see hone_model_weights. */
+    std::vector<float> weights() const {
+        std::vector<float> out(static_cast<std::size_t>(inspect().number("/prunable_weights")));
+        detail::check(hone_model_weights(c_handle(), out.data(), out.size()));
+        return out;
+    }
+
+    /** A model like this one with other prunable weights. */
+    Model with_weights(const std::vector<float> &weights) const {
+        hone_model *made = nullptr;
+        detail::check(hone_model_with_weights(c_handle(), weights.data(), weights.size(), &made));
+        return Model(adopt, made);
+    }
 };
 
 /** Samples that fit a model. */
@@ -279,6 +293,17 @@ inline Job prune(const Model &model, const Samples &calibration, const hone_prun
                           });
 }
 
+/** Submits the training of a model on samples. */
+inline Job finetune(const Model &model, const Samples &samples,
+                    const hone_finetune_options &how = options<hone_finetune_options>(),
+                    Observer observer = {}) {
+    return detail::submit(how, std::move(observer),
+                          [&](const hone_finetune_options &options, hone_job **job) {
+                              return hone_finetune(model.c_handle(), samples.c_handle(), &options,
+                                                   job);
+                          });
+}
+
 /** Submits the evaluation of a model; `reference` may be null. */
 inline Job evaluate(const Model &model, const Model *reference, const Samples &samples,
                     const hone_evaluate_options &how = options<hone_evaluate_options>(),
@@ -342,23 +367,37 @@ public:
     }
 
     /** log p of each value of each site of each row, values running fastest. */
-    std::vector<double> distributions(const std::vector<std::int64_t> &rows,
-                                      hone_half half = HONE_HALF_AUTO) const {
+    std::vector<double>
+    distributions(const std::vector<std::int64_t> &rows,
+                  const hone_score_options &how = options<hone_score_options>()) const {
         const std::size_t n = count(rows);
         std::vector<double> out(n * length() * vocab());
-        detail::check(hone_scorer_distributions(c_handle(), rows.data(), n,
-                                                static_cast<std::uint32_t>(half), out.data(),
+        detail::check(hone_scorer_distributions(c_handle(), rows.data(), n, &how, out.data(),
                                                 out.size()));
         return out;
     }
 
-    /** Each row completed by a draw. */
+    /** Rows drawn from the model; `log_q`, if not null, takes how likely each was. */
     std::vector<std::int64_t>
-    sample(const std::vector<std::int64_t> &rows,
-           const hone_sample_options &how = options<hone_sample_options>()) const {
-        std::vector<std::int64_t> out(rows.size());
-        detail::check(hone_scorer_sample(c_handle(), rows.data(), count(rows), &how, out.data(),
-                                         nullptr));
+    sample(std::size_t count, const hone_sample_options &how = options<hone_sample_options>(),
+           std::vector<double> *log_q = nullptr) const {
+        std::vector<std::int64_t> out(count * length());
+        if (log_q != nullptr) log_q->resize(count);
+        detail::check(hone_scorer_sample(c_handle(), count, &how, out.data(),
+                                         log_q == nullptr ? nullptr : log_q->data()));
+        return out;
+    }
+
+    /** Each row completed by `how.draws` draws; `log_q`, if not null, takes how likely each was. */
+    std::vector<std::int64_t>
+    impute(const std::vector<std::int64_t> &rows,
+           const hone_sample_options &how = options<hone_sample_options>(),
+           std::vector<double> *log_q = nullptr) const {
+        const std::size_t draws = how.draws == 0 ? 1 : how.draws, n = count(rows);
+        std::vector<std::int64_t> out(rows.size() * draws);
+        if (log_q != nullptr) log_q->resize(n * draws);
+        detail::check(hone_scorer_impute(c_handle(), rows.data(), n, &how, out.data(),
+                                         log_q == nullptr ? nullptr : log_q->data()));
         return out;
     }
 
@@ -390,6 +429,21 @@ inline Job check(const Scorer &scorer, const std::vector<std::int64_t> &rows,
                           [&](const hone_check_options &options, hone_job **job) {
                               return hone_scorer_check(scorer.c_handle(), rows.data(), n, &options,
                                                        job);
+                          });
+}
+
+/** Submits the training of a marginalization model on rows of `length` values. */
+inline Job train_mam(const Engine &engine, const std::vector<std::int64_t> &rows,
+                     std::size_t length,
+                     const hone_mam_train_options &how = options<hone_mam_train_options>(),
+                     Observer observer = {}) {
+    if (length == 0 || rows.size() % length != 0) {
+        throw Error(HONE_CODE_INVALID_ARGUMENT, "the values do not make whole rows");
+    }
+    return detail::submit(how, std::move(observer),
+                          [&](const hone_mam_train_options &options, hone_job **job) {
+                              return hone_mam_train(engine.c_handle(), rows.data(),
+                                                    rows.size() / length, length, &options, job);
                           });
 }
 

@@ -93,6 +93,8 @@ pub fn folder_of(path: &Path) -> &Path {
 }
 
 fn cannot_write(path: &Path, e: io::Error) -> Error {
+    // Without the name of the temporary file, which nobody asked for.
+    let e = if e.raw_os_error().is_some() { e } else { io::Error::from(e.kind()) };
     error!(Io, "{}: cannot be written: {e}", path.display()).with_source(e)
 }
 
@@ -128,6 +130,7 @@ mod tests {
     fn errors_name_the_file() {
         let error = AtomicFile::create("/no-such-folder/out").unwrap_err().to_string();
         assert!(error.starts_with("/no-such-folder/out: cannot be written"), "{error}");
+        assert!(!error.contains(".hone-"), "{error}");
         let folder = tempfile::tempdir().unwrap();
         assert!(AtomicFile::create(folder.path()).unwrap().commit().is_err(), "it is a folder");
     }

@@ -87,9 +87,9 @@ impl Runner {
             Program::of_graph(&graph)
         };
         let programs = graphs.iter().map(program).collect::<Result<Vec<_>>>()?;
-        let (workers, threads) = match options.device {
+        let (workers, threads) = match options.device.settled() {
             Device::Cpu => (options.threads.max(1), 1),
-            Device::Cuda | Device::Auto => (1, options.threads),
+            _ => (1, options.threads),
         };
         let session_options = SessionOptions { device: options.device, threads, optimize: true };
         let load = |program: &Program| Session::new(program, &session_options);

@@ -10,6 +10,7 @@ use serde_json::{Value as Json, json};
 use crate::autodiff::{Support, support};
 use crate::error::{Context, Result};
 use crate::gradient::parameters::weights;
+use crate::gradient::unroll::unroll;
 use crate::onnx::{Dimension, Graph, Model, Value, import};
 
 /// Describes `model` in the schema `hone.inspect/1`.
@@ -18,7 +19,11 @@ use crate::onnx::{Dimension, Graph, Model, Value, import};
 pub fn inspect(model: &Model) -> Result<Json> {
     let name = || model.name().to_string();
     let source = Graph::from_model(model).context(name)?;
-    let graph = import(model).context(name)?;
+    let mut graph = import(model).context(name)?;
+    // As a run will have them; what matters here is what reads what, not for how many steps.
+    let held = graph.initializers.clone();
+    let shape = |name: &str| held.get(name).map_or(Some(vec![2, 1, 1]), |t| Some(t.shape().into()));
+    unroll(&mut graph, &shape);
     Ok(describe(model.name(), &source, &graph))
 }
 

@@ -88,6 +88,20 @@ pub fn peak_memory_bytes() -> u64 {
     usage.ru_maxrss as u64 * 1024
 }
 
+/// Asks for large pages behind the whole pages of `memory`, which must not have been written to yet
+/// for it to matter: fewer faults when large buffers fill, fewer misses when they are read. Only
+/// advice, so failure is silent.
+pub fn advise_huge_pages<T>(memory: &mut [T]) {
+    const PAGE: usize = 4096;
+    let (start, len) = (memory.as_mut_ptr() as usize, size_of_val(memory));
+    let (first, end) = (start.next_multiple_of(PAGE), (start + len) / PAGE * PAGE);
+    if first < end {
+        // SAFETY: the pages lie wholly inside `memory`, which is borrowed exclusively, and the
+        // advice changes nothing that can be read.
+        unsafe { libc::madvise(first as *mut _, end - first, libc::MADV_HUGEPAGE) };
+    }
+}
+
 /// Signals meant for the process go to threads of the host: while this lives, the calling thread
 /// and those it starts receive none but those of faults of their own.
 #[derive(Debug)]

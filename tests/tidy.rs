@@ -14,7 +14,8 @@ const LAYERS: &[&[&str]] = &[
     &["calibration"],
     &["gradient", "evaluate", "mfac"],
     &["train"],
-    &["inspect", "mam", "prune"],
+    &["inspect", "prune"],
+    &["mam"],
     &["engine"],
     &["bin"],
 ];

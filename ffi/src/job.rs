@@ -169,7 +169,7 @@ pub extern "C" fn hone_job_wait(
     })
 }
 
-/// How far the job is. Set `out->size` first.
+/// How far the job is. Set `out->size` first. Errors: UNAVAILABLE in a forked child.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_job_progress(

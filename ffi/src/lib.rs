@@ -28,9 +28,13 @@ pub mod job;
 
 pub mod prune;
 
+pub mod finetune;
+
 pub mod evaluate;
 
 pub mod scorer;
+
+pub mod mam_train;
 
 pub mod gradients;
 

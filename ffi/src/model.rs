@@ -4,10 +4,12 @@ use std::ffi::{c_char, c_void};
 use std::mem::MaybeUninit;
 use std::sync::{Arc, OnceLock};
 
+use hone_core::gradient::parameters::{self, Weight};
 use hone_core::inspect::inspect;
 use hone_core::onnx::{Graph, Model, import};
+use hone_core::tensor::Tensor;
 
-use crate::arguments::{give, given, optional_path, path, slice};
+use crate::arguments::{check_len, give, given, optional_path, path, slice, slice_mut};
 use crate::engine::{Home, hone_engine};
 use crate::error::{guard, hone_code, hone_error};
 use crate::report::hone_report;
@@ -37,7 +39,8 @@ impl hone_model {
 
 /// Reads the model at `path`; its external data, if any, from files in the same folder.
 ///
-/// Errors: IO, INVALID_MODEL, UNSUPPORTED; the message names the file.
+/// Errors: IO, INVALID_MODEL, UNSUPPORTED; the message names the file. UNAVAILABLE in a forked
+/// child.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_model_load(
@@ -47,6 +50,7 @@ pub unsafe extern "C" fn hone_model_load(
 ) -> Option<Box<hone_error>> {
     guard(|| {
         let (engine, out) = (given(engine, "engine")?, given(out, "out")?);
+        engine.0.engine.check_process()?;
         // SAFETY: the header asks for a string or NULL.
         let path = unsafe { self::path(path, "path") }?;
         let model = Arc::new(Model::load(path)?);
@@ -58,6 +62,8 @@ pub unsafe extern "C" fn hone_model_load(
 /// Decodes the model in the `len` bytes at `data`, which are not needed afterwards.
 ///
 /// `folder` is where its external data is looked for; NULL when it has none.
+///
+/// Errors: INVALID_MODEL, UNSUPPORTED, IO for external data; UNAVAILABLE in a forked child.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_model_from_bytes(
@@ -69,6 +75,7 @@ pub unsafe extern "C" fn hone_model_from_bytes(
 ) -> Option<Box<hone_error>> {
     guard(|| {
         let (engine, out) = (given(engine, "engine")?, given(out, "out")?);
+        engine.0.engine.check_process()?;
         if data.is_null() {
             return Err(hone_error::null("data"));
         }
@@ -83,7 +90,7 @@ pub unsafe extern "C" fn hone_model_from_bytes(
 }
 
 /// Writes the model to `path`: the file appears whole or not at all. Where its source had external
-/// data, a new data file appears beside it.
+/// data, a new data file appears beside it. Errors: IO.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_model_save(
@@ -132,6 +139,8 @@ pub unsafe extern "C" fn hone_model_bytes(
 /// What the model consists of and what hone can do with it: inputs and outputs, tensors that can be
 /// pruned, those that cannot and why, operators and whether gradients pass through them. Schema
 /// "hone.inspect/1".
+///
+/// Errors: INVALID_MODEL and UNSUPPORTED for a model that hone cannot bring into its working form.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_model_inspect(
@@ -144,6 +153,85 @@ pub unsafe extern "C" fn hone_model_inspect(
         give(out, hone_report::new(&format!("{report:#}"))?);
         Ok(())
     })
+}
+
+/// The prunable weights as one vector to `out`: the tensors that `hone_model_inspect` lists as
+/// "prunable", one after the other in that order, each as the model stores it. `len` is their
+/// number, "prunable_weights" of the same document.
+///
+/// For hosts that take gradients themselves: with the same order in `hone_gradients`,
+/// `hone_weights_prune` prunes such a vector, and `hone_model_with_weights` makes it a model.
+/// Half-precision weights are widened. Rows of layers and N:M patterns are those of the tensors as
+/// stored, so they need weights stored outputs first (Conv, Gemm with transB).
+///
+/// Errors: INVALID_ARGUMENT for another `len`; else as `hone_model_inspect`.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn hone_model_weights(
+    model: Option<&hone_model>,
+    out: *mut f32,
+    len: usize,
+) -> Option<Box<hone_error>> {
+    guard(|| {
+        let model = given(model, "model")?;
+        let graph = model.graph()?;
+        let (weights, count) = prunable(&graph);
+        check_len(len, count, "out")?;
+        // SAFETY: the header asks for room for `len` numbers.
+        let mut out = unsafe { slice_mut(out, len, "out") }?;
+        for weight in &weights {
+            let values = graph.initializers[&weight.name].to_f32();
+            let (own, rest) = out.split_at_mut(values.len());
+            own.copy_from_slice(&values);
+            out = rest;
+        }
+        Ok(())
+    })
+}
+
+/// A model like `model` with other prunable weights: `len` numbers, ordered as those of
+/// `hone_model_weights`; rounded where the model stores half precision.
+///
+/// Errors: INVALID_ARGUMENT for another `len`, INVALID_DATA for weights that are not finite.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn hone_model_with_weights(
+    model: Option<&hone_model>,
+    weights: *const f32,
+    len: usize,
+    out: Option<&mut MaybeUninit<*mut hone_model>>,
+) -> Option<Box<hone_error>> {
+    guard(|| {
+        let (model, out) = (given(model, "model")?, given(out, "out")?);
+        let graph = model.graph()?;
+        let (places, count) = prunable(&graph);
+        check_len(len, count, "weights")?;
+        // SAFETY: the header asks for `len` numbers.
+        let mut weights = unsafe { slice(weights, len, "weights") }?;
+        if let Some(at) = weights.iter().position(|w| !w.is_finite()) {
+            let message = format!("`weights`: number {at} is {}", weights[at]);
+            return Err(hone_error::new(hone_code::InvalidData, message));
+        }
+        let source = Graph::from_model(&model.model)?;
+        let mut made = Model::clone(&model.model);
+        for place in &places {
+            let (own, rest) = weights.split_at(place.shape.iter().product());
+            let stored = source.initializers.get(&place.name);
+            let element = stored.unwrap_or(&graph.initializers[&place.name]).element_type();
+            let tensor = Tensor::f32(place.shape.as_slice(), own.to_vec());
+            made.replace_tensor(&place.name, &tensor.to_floats(element)?)?;
+            weights = rest;
+        }
+        give(out, hone_model::new(model.home.clone(), Arc::new(made)));
+        Ok(())
+    })
+}
+
+/// The tensors that can be pruned and the number of their weights.
+fn prunable(graph: &Graph) -> (Vec<Weight>, usize) {
+    let found = parameters::weights(graph).0;
+    let count = found.iter().map(|w| w.shape.iter().product::<usize>()).sum();
+    (found, count)
 }
 
 /// Frees a model. NULL is fine; jobs and samples that use it keep what they need.

@@ -36,24 +36,28 @@ pub enum hone_optimizer_method {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum hone_decay {
+    /// Coupled for a `hone_optimizer`, decoupled for a fine-tuning job.
+    Auto = 0,
     /// Added to the gradient: g + decay·w.
-    Coupled = 0,
+    Coupled = 1,
     /// Taken off the weights beside the step: w − η·decay·w.
-    Decoupled = 1,
+    Decoupled = 2,
 }
 
 /// The learning rate over the steps after the warm-up, as a factor of its peak.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum hone_schedule {
+    /// Constant for a `hone_optimizer`, cosine for a fine-tuning job.
+    Auto = 0,
     /// Always 1.
-    Constant = 0,
-    /// From 1 down to 0 along a line over `schedule_steps`.
-    Linear = 1,
-    /// From 1 down to 0 along half a cosine over `schedule_steps`.
-    Cosine = 2,
+    Constant = 1,
+    /// From 1 down to 0 along a line over `schedule_steps`, or over the job.
+    Linear = 2,
+    /// From 1 down to 0 along half a cosine over `schedule_steps`, or over the job.
+    Cosine = 3,
     /// Multiplied by `schedule_factor` after each `schedule_steps`.
-    Stairs = 3,
+    Stairs = 4,
 }
 
 /// How to optimize. Zero means default.
@@ -189,18 +193,11 @@ pub unsafe extern "C" fn hone_optimizer_new(
 unsafe fn plan(o: &hone_optimizer_options, dimension: usize) -> Result<Plan, hone_error> {
     // SAFETY: the header asks for a string or NULL.
     let folder = unsafe { optional_path(o.folder, "folder") }?;
-    let schedules = [
-        Schedule::Constant,
-        Schedule::Linear { steps: o.schedule_steps },
-        Schedule::Cosine { steps: o.schedule_steps },
-        Schedule::Stairs { every: o.schedule_steps, factor: o.schedule_factor },
-    ];
-    let schedule = choose(o.schedule, "hone_schedule", &schedules)?;
-    if schedule != Schedule::Constant && o.schedule_steps == 0 {
+    let steps = o.schedule_steps;
+    let falling = [Schedule::Linear { steps }, Schedule::Cosine { steps }];
+    let schedule = schedule(o.schedule, Schedule::Constant, falling, steps, o.schedule_factor)?;
+    if schedule != Schedule::Constant && steps == 0 {
         return Err(hone_error::argument("the schedule needs `schedule_steps`"));
-    }
-    if o.schedule == 3 && !(o.schedule_factor > 0.0 && o.schedule_factor.is_finite()) {
-        return Err(hone_error::argument("the stairs need a positive `schedule_factor`"));
     }
     let method = match o.method {
         0 => PlannedMethod::Mfac {
@@ -232,9 +229,35 @@ unsafe fn plan(o: &hone_optimizer_options, dimension: usize) -> Result<Plan, hon
         schedule,
         warmup_steps: o.warmup_steps,
         weight_decay: o.weight_decay,
-        decay: choose(o.decay, "hone_decay", &[Decay::Coupled, Decay::Decoupled])?,
+        decay: decay(o.decay, Decay::Coupled)?,
     };
     Ok(Plan { settings, method, mask, threads: threads_or_all(o.threads) })
+}
+
+/// The meaning of a `hone_schedule`: `usual` for none, the falling ones as given.
+pub(crate) fn schedule(
+    number: u32,
+    usual: Schedule,
+    falling: [Schedule; 2],
+    every: u64,
+    factor: f64,
+) -> Result<Schedule, hone_error> {
+    let [linear, cosine] = falling;
+    let stairs = Schedule::Stairs { every, factor };
+    let all = [usual, Schedule::Constant, linear, cosine, stairs];
+    let schedule = choose(number, "hone_schedule", &all)?;
+    if schedule == stairs && every == 0 {
+        return Err(hone_error::argument("the stairs need `schedule_steps`"));
+    }
+    if schedule == stairs && !(factor > 0.0 && factor.is_finite()) {
+        return Err(hone_error::argument("the stairs need a positive `schedule_factor`"));
+    }
+    Ok(schedule)
+}
+
+/// The meaning of a `hone_decay`.
+pub(crate) fn decay(number: u32, usual: Decay) -> Result<Decay, hone_error> {
+    choose(number, "hone_decay", &[usual, Decay::Coupled, Decay::Decoupled])
 }
 
 /// One step of `weights` (`len` numbers, the dimension) along `gradient` (as many), in place. On

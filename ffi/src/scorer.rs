@@ -7,7 +7,8 @@ use hone_core::cancel::Cancel;
 use hone_core::engine::{Outcome, SignalsBlocked};
 use hone_core::mam::contract::Trained;
 use hone_core::mam::{
-    CheckOptions, LoadOptions, Mam, Method, Orders, Rows, SampleOptions, ScoreOptions, Source,
+    CheckOptions, FillOrder, LoadOptions, MISSING, Mam, Method, Orders, Rows, SampleOptions,
+    ScoreOptions, Source,
 };
 use hone_core::onnx::Model;
 use serde_json::json;
@@ -56,6 +57,9 @@ pub struct hone_score_options {
     pub size: usize,
     /// Seeds the orders of φ's chains.
     pub seed: u64,
+    /// A byte for each cell of the rows, 0 where the value is missing whatever the row says there;
+    /// NULL means that −1 alone is.
+    pub known: *const u8,
     /// A `hone_half`.
     pub half: u32,
     /// Orders of φ's chains; 0 means 1. A model that was trained in one order has that one.
@@ -77,14 +81,21 @@ pub struct hone_sample_options {
     pub first_draw: u64,
     /// Logits are divided by it; 0 means 1.
     pub temperature: f64,
+    /// As in `hone_score_options`.
+    pub known: *const u8,
+    /// `order_count` sites, all of them, in the order they are filled in; NULL means a random order
+    /// for each draw, and the forward one where the model was trained in that.
+    pub order: *const u32,
+    /// How many.
+    pub order_count: usize,
     /// Draw from the likeliest so many values of a site only; 0 means all.
     pub top_k: u32,
     /// Sweeps that redraw what was missing, in blocks, afterwards; 0 means none.
     pub sweeps: u32,
     /// Sites in a block; 0 means 1.
     pub block: u32,
-    /// Must be 0.
-    pub reserved: u32,
+    /// Draws for each row; 0 means 1.
+    pub draws: u32,
 }
 
 // SAFETY: plain data of C without padding that starts with its size.
@@ -124,7 +135,11 @@ pub struct hone_scorer {
 }
 
 /// Makes a scorer of `model`, and of `other` if the halves are in two files (NULL if not). The
-/// models must keep the contract of marginalization models (docs/mam-contract.md).
+/// models must keep the contract of marginalization models (docs/mam-contract.md), and may be freed
+/// at once. `options` may be NULL. It runs a few rows to see that the model does what it says.
+///
+/// Errors: INVALID_MODEL, also for a model that breaks the contract; RUNTIME, DEVICE; UNAVAILABLE
+/// in a forked child.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_scorer_new(
@@ -138,6 +153,7 @@ pub unsafe extern "C" fn hone_scorer_new(
         // SAFETY: the header asks for a struct of its size or NULL.
         let o = unsafe { options::read(options, "options") }?;
         let home = model.home.clone();
+        home.engine.check_process()?;
         let threads = if o.threads == 0 { home.threads } else { threads_or_all(o.threads) };
         let batch = or(o.batch as usize, LoadOptions::default().batch);
         let load = LoadOptions { device: home.device, threads, batch };
@@ -191,9 +207,11 @@ pub extern "C" fn hone_scorer_inspect(
     })
 }
 
-/// log p of the known sites of each of `count` rows to `out` (`count` numbers), in nats.
+/// log p of the known sites of each of `count` rows to `out` (`count` numbers), in nats. `options`
+/// may be NULL.
 ///
-/// Errors: INVALID_ARGUMENT for a half that the model lacks; UNAVAILABLE in a forked child.
+/// Errors: INVALID_ARGUMENT for a half that the model lacks, INVALID_DATA for a single row that
+/// does not fit; UNAVAILABLE in a forked child.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_scorer_score(
@@ -205,10 +223,10 @@ pub unsafe extern "C" fn hone_scorer_score(
 ) -> Option<Box<hone_error>> {
     guard(|| {
         let scorer = scorer_here(scorer)?;
-        // SAFETY: the header asks for so many rows, and room for as many numbers.
-        let (rows, out) = unsafe { rows_and_out(scorer, rows, count, out) }?;
         // SAFETY: the header asks for a struct of its size or NULL.
         let o = unsafe { options::read(options, "options") }?;
+        // SAFETY: the header asks for so many rows, and room for as many numbers.
+        let (rows, out) = unsafe { rows_and_out(scorer, rows, count, o.known, out) }?;
         let method = scorer.method(o.half)?;
         let how = ScoreOptions {
             method,
@@ -241,13 +259,13 @@ pub unsafe extern "C" fn hone_scorer_condition(
 ) -> Option<Box<hone_error>> {
     guard(|| {
         let scorer = scorer_here(scorer)?;
+        // SAFETY: the header asks for a struct of its size or NULL.
+        let o = unsafe { options::read(options, "options") }?;
         // SAFETY: the header asks for so many rows, and room for as many numbers.
-        let (rows, out) = unsafe { rows_and_out(scorer, rows, count, out) }?;
+        let (rows, out) = unsafe { rows_and_out(scorer, rows, count, o.known, out) }?;
         // SAFETY: the header asks for a byte for each cell.
         let given = unsafe { slice(given, rows.cells().len(), "given") }?;
         let given: Vec<bool> = given.iter().map(|&g| g != 0).collect();
-        // SAFETY: the header asks for a struct of its size or NULL.
-        let o = unsafe { options::read(options, "options") }?;
         let method = scorer.method(o.half)?;
         let orders = scorer.orders(&o);
         let _blocked = SignalsBlocked::new();
@@ -264,15 +282,16 @@ pub unsafe extern "C" fn hone_scorer_condition(
 /// `count`·length·vocab numbers, values running fastest. A known site has 0 at its value and −∞
 /// elsewhere, and so have values that a site lacks.
 ///
-/// Each distribution is of its site alone: their product is not the joint one of several. `half` is
-/// a `hone_half`; by default φ where the model has it.
+/// Each distribution is of its site alone: their product is not the joint one of several. `options`
+/// may be NULL; of them `half` and `known` count, and the usual half is φ where the model has it.
+/// Errors as `hone_scorer_score`.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_scorer_distributions(
     scorer: Option<&hone_scorer>,
     rows: *const i64,
     count: usize,
-    half: u32,
+    options: *const hone_score_options,
     out: *mut f64,
     len: usize,
 ) -> Option<Box<hone_error>> {
@@ -285,11 +304,13 @@ pub unsafe extern "C" fn hone_scorer_distributions(
             return Err(hone_error::argument(message));
         }
         check_apart(rows, count * length, out, len, "`rows` and `out`")?;
+        // SAFETY: the header asks for a struct of its size or NULL.
+        let o = unsafe { options::read(options, "options") }?;
         // SAFETY: the header asks for so many rows.
-        let rows = unsafe { rows_of(scorer, rows, count) }?;
+        let rows = unsafe { rows_of(scorer, rows, count, o.known) }?;
         // SAFETY: the header asks for room for `len` numbers, which do not overlap the rows.
         let out = unsafe { slice_mut(out, len, "out") }?;
-        let source = match half {
+        let source = match o.half {
             0 if scorer.mam.has_phi() => Source::Phi,
             0 | 1 => Source::Theta,
             2 => Source::Phi,
@@ -320,15 +341,48 @@ pub unsafe extern "C" fn hone_scorer_distributions(
     })
 }
 
-/// Completes each of `count` rows by a draw from φ: the rows with a value at every site to `out`
-/// (as many numbers as `rows` has), and log of the probability of each draw along its order to
-/// `log_q` (`count` numbers, or NULL; it means nothing after sweeps). `options` may be NULL.
+/// Draws `count` rows from φ: to `out` (`count`·length numbers), and log of the probability of each
+/// along its order to `log_q` (`count` numbers, or NULL). `options` may be NULL; `known`, `draws`
+/// and `sweeps` have no meaning here and must be 0.
 ///
-/// A row that cannot be completed is all −1, and its `log_q` NaN. The same seed gives the same
-/// draws for any number of threads.
+/// The same seed gives the same draws for any number of threads. Errors: INVALID_ARGUMENT for a
+/// model without φ and for options out of their range; UNAVAILABLE in a forked child.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_scorer_sample(
+    scorer: Option<&hone_scorer>,
+    count: usize,
+    options: *const hone_sample_options,
+    out: *mut i64,
+    log_q: *mut f64,
+) -> Option<Box<hone_error>> {
+    guard(|| {
+        let scorer = scorer_here(scorer)?;
+        // SAFETY: the header asks for a struct of its size or NULL.
+        let o = unsafe { options::read(options, "options") }?;
+        if !o.known.is_null() || o.draws != 0 || o.sweeps != 0 {
+            let message = "`known`, `draws` and `sweeps` complete rows: hone_scorer_impute";
+            return Err(hone_error::argument(message));
+        }
+        let length = scorer.mam.contract().length;
+        cells_of(length, count, 1)?;
+        let nothing = Rows::all_missing(length, count);
+        // SAFETY: the header asks for room for so many numbers.
+        unsafe { draw(scorer, nothing, 1, &o, out, log_q) }
+    })
+}
+
+/// Completes each of `count` rows by draws from φ given its known sites, `draws` of them one after
+/// the other: the rows with a value at every site to `out` (`count`·`draws`·length numbers), and
+/// log of the probability of each draw along its order to `log_q` (`count`·`draws` numbers, or
+/// NULL; it means nothing after sweeps). `options` may be NULL.
+///
+/// A row that cannot be completed is all −1, and its `log_q` NaN. The same seed gives the same
+/// draws for any number of threads. Errors as `hone_scorer_sample`, and INVALID_DATA for a single
+/// row that does not fit.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn hone_scorer_impute(
     scorer: Option<&hone_scorer>,
     rows: *const i64,
     count: usize,
@@ -338,57 +392,97 @@ pub unsafe extern "C" fn hone_scorer_sample(
 ) -> Option<Box<hone_error>> {
     guard(|| {
         let scorer = scorer_here(scorer)?;
-        // SAFETY: the header asks for so many rows.
-        let evidence = unsafe { rows_of(scorer, rows, count) }?;
-        let cells = evidence.cells().len();
-        check_apart(out, cells, log_q, count, "`out` and `log_q`")?;
-        // SAFETY: the header asks for room for as many cells; the evidence is a copy.
-        let out = unsafe { slice_mut(out, cells, "out") }?;
-        let log_q = match log_q.is_null() {
-            true => None,
-            // SAFETY: the header asks for room for `count` numbers apart from `out`.
-            false => Some(unsafe { slice_mut(log_q, count, "log_q") }?),
-        };
         // SAFETY: the header asks for a struct of its size or NULL.
         let o = unsafe { options::read(options, "options") }?;
-        options::check_reserved(o.reserved)?;
-        let how = SampleOptions {
-            temperature: or(o.temperature, 1.0),
-            top_k: Some(o.top_k as usize).filter(|&k| k > 0),
-            seed: o.seed,
-            first_draw: o.first_draw,
-            ..SampleOptions::default()
-        };
-        let _blocked = SignalsBlocked::new();
-        let (sweeps, block) = (o.sweeps as usize, or(o.block, 1) as usize);
-        let drawn = scorer.mam.impute(&evidence, &how, sweeps, block, &Cancel::new())?;
-        if let [Err(_)] = drawn.as_slice() {
-            return Err(drawn.into_iter().find_map(Result::err).expect("it is one").into());
+        let draws = or(o.draws as usize, 1);
+        let length = scorer.mam.contract().length;
+        let cells = cells_of(length, count, draws)?;
+        // SAFETY: the header asks for so many rows.
+        let evidence = unsafe { rows_of(scorer, rows, count, o.known) }?;
+        let mut repeated = Vec::with_capacity(cells);
+        for row in 0..count {
+            (0..draws).for_each(|_| repeated.extend_from_slice(evidence.row(row)));
         }
-        let length = scorer.mam.contract().length.max(1);
-        let mut log_qs = Vec::with_capacity(count);
-        for (drawn, out) in drawn.into_iter().zip(out.chunks_exact_mut(length)) {
-            match drawn {
-                Ok(sample) => {
-                    out.copy_from_slice(&sample.values);
-                    log_qs.push(sample.log_q);
-                }
-                Err(_) => {
-                    out.fill(-1);
-                    log_qs.push(f64::NAN);
-                }
-            }
-        }
-        if let Some(log_q) = log_q {
-            log_q.copy_from_slice(&log_qs);
-        }
-        Ok(())
+        let repeated = Rows::new(length, repeated)?;
+        // SAFETY: the header asks for room for so many numbers; the rows are a copy.
+        unsafe { draw(scorer, repeated, draws, &o, out, log_q) }
     })
+}
+
+/// The cells of so many draws for each of so many rows.
+fn cells_of(length: usize, count: usize, draws: usize) -> Result<usize, hone_error> {
+    let cells = count.checked_mul(draws).and_then(|n| n.checked_mul(length));
+    let cells = cells.filter(|&n| n <= isize::MAX as usize / size_of::<i64>());
+    cells.ok_or_else(|| hone_error::argument(format!("{count} rows are too many")))
+}
+
+/// Completes rows, of which `draws` beside each other are one of the caller's.
+///
+/// # Safety
+///
+/// `out` must have room for as many cells as the rows have, `log_q`, if not null, for a number for
+/// each of them, and the order in the options must be what the header says.
+unsafe fn draw(
+    scorer: &hone_scorer,
+    evidence: Rows,
+    draws: usize,
+    o: &hone_sample_options,
+    out: *mut i64,
+    log_q: *mut f64,
+) -> Result<(), hone_error> {
+    let (cells, count) = (evidence.cells().len(), evidence.len());
+    check_apart(out, cells, log_q, count, "`out` and `log_q`")?;
+    // SAFETY: as the caller vouches.
+    let out = unsafe { slice_mut(out, cells, "out") }?;
+    let mut log_q = match log_q.is_null() {
+        true => None,
+        // SAFETY: as the caller vouches; it is apart from `out`.
+        false => Some(unsafe { slice_mut(log_q, count, "log_q") }?.iter_mut()),
+    };
+    let order = match o.order.is_null() {
+        true => FillOrder::Random,
+        // SAFETY: as the caller vouches.
+        false => FillOrder::Given(unsafe { slice(o.order, o.order_count, "order") }?.to_vec()),
+    };
+    let how = SampleOptions {
+        order,
+        temperature: or(o.temperature, 1.0),
+        top_k: Some(o.top_k as usize).filter(|&k| k > 0),
+        seed: o.seed,
+        first_draw: o.first_draw,
+    };
+    let _blocked = SignalsBlocked::new();
+    let (sweeps, block) = (o.sweeps as usize, or(o.block, 1) as usize);
+    let drawn = scorer.mam.impute(&evidence, &how, sweeps, block, &Cancel::new())?;
+    if count == draws && drawn.iter().all(Result::is_err) {
+        if let Some(error) = drawn.into_iter().find_map(Result::err) {
+            return Err(error.into());
+        }
+        return Ok(());
+    }
+    for (drawn, out) in drawn.into_iter().zip(out.chunks_exact_mut(evidence.length())) {
+        let value = match drawn {
+            Ok(sample) => {
+                out.copy_from_slice(&sample.values);
+                sample.log_q
+            }
+            Err(_) => {
+                out.fill(MISSING);
+                f64::NAN
+            }
+        };
+        if let Some(log_q) = log_q.as_mut().and_then(Iterator::next) {
+            *log_q = value;
+        }
+    }
+    Ok(())
 }
 
 /// Submits a look at how far θ and φ agree with each other and with probabilities on `count` rows,
 /// which are copied. The job makes a report (schema "hone.mam.check/1", in nats). `options` may be
 /// NULL. A model without both halves, and a row that does not fit, are errors of the job.
+///
+/// Errors: of options only, and UNAVAILABLE in a forked child.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_scorer_check(
@@ -401,7 +495,7 @@ pub unsafe extern "C" fn hone_scorer_check(
     guard(|| {
         let (scorer, out) = (scorer_here(scorer)?, given(out, "out")?);
         // SAFETY: the header asks for so many rows.
-        let rows = unsafe { rows_of(scorer, rows, count) }?;
+        let rows = unsafe { rows_of(scorer, rows, count, std::ptr::null()) }?;
         // SAFETY: the header asks for a struct of its size or NULL.
         let o = unsafe { options::read(options, "options") }?;
         options::check_reserved(o.reserved)?;
@@ -461,18 +555,26 @@ fn scorer_here(scorer: Option<&hone_scorer>) -> Result<&hone_scorer, hone_error>
 
 /// # Safety
 ///
-/// `rows` must point to `count` rows.
+/// `rows` must point to `count` rows, and `known`, if not null, to a byte for each of their cells.
 unsafe fn rows_of(
     scorer: &hone_scorer,
     rows: *const i64,
     count: usize,
+    known: *const u8,
 ) -> Result<Rows, hone_error> {
     let length = scorer.mam.contract().length;
     let cells = count.checked_mul(length);
     let cells = cells.ok_or_else(|| hone_error::argument(format!("{count} rows are too many")))?;
     // SAFETY: as the caller vouches.
     let cells = unsafe { slice(rows, cells, "rows") }?;
-    Ok(Rows::new(length, cells.to_vec())?)
+    let mut cells = cells.to_vec();
+    if !known.is_null() {
+        // SAFETY: as the caller vouches.
+        let known = unsafe { slice(known, cells.len(), "known") }?;
+        let hidden = cells.iter_mut().zip(known).filter(|(_, known)| **known == 0);
+        hidden.for_each(|(cell, _)| *cell = MISSING);
+    }
+    Ok(Rows::new(length, cells)?)
 }
 
 /// # Safety
@@ -482,10 +584,11 @@ unsafe fn rows_and_out<'a>(
     scorer: &hone_scorer,
     rows: *const i64,
     count: usize,
+    known: *const u8,
     out: *mut f64,
 ) -> Result<(Rows, &'a mut [f64]), hone_error> {
     // SAFETY: as the caller vouches.
-    let rows = unsafe { rows_of(scorer, rows, count) }?;
+    let rows = unsafe { rows_of(scorer, rows, count, known) }?;
     // SAFETY: as the caller vouches; the rows are a copy, so nothing overlaps.
     Ok((rows, unsafe { slice_mut(out, count, "out") }?))
 }

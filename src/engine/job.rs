@@ -288,6 +288,10 @@ impl Progress for Job {
             self.change(|status| status.snapshot.done = status.snapshot.done.max(done));
         }
     }
+
+    fn say(&self, line: &str) {
+        log::info!("job {}: {line}", self.0.id);
+    }
 }
 
 impl Status {

@@ -20,6 +20,7 @@ use crate::gradient::product::{Product, Scratch};
 use crate::gradient::seed::{Draw, Seeding};
 use crate::random::Stream;
 use crate::runtime::{Device, Outputs, Program, Session, SessionOptions};
+use crate::sys;
 use crate::tensor::Tensor;
 
 /// Which gradients to collect, and how.
@@ -132,6 +133,7 @@ impl<'a> Collector<'a> {
         let task = self.task();
         let rows_per_panel = self.panel_rows();
         let mut panel = vec![0.0f32; rows_per_panel * width];
+        sys::advise_huge_pages(&mut panel);
         let order = Order::new(self.samples.rows(), self.plan.seed);
         let job =
             Job { collector: self, backward: &backward, layers: &layers, order: &order, range };
@@ -150,6 +152,7 @@ impl<'a> Collector<'a> {
         let hit = |p: &&Parameter| p.range.start < range.end && range.start < p.range.end;
         let mut layers = Vec::new();
         for p in self.parameters.iter().filter(hit) {
+            let inside = range.start <= p.range.start && p.range.end <= range.end;
             layers.extend(p.uses.iter().map(|u| {
                 let node = &self.prepared.graph.nodes[u.slot.node];
                 let x = node.inputs[Product::data_input(u.slot.input)].clone();
@@ -158,6 +161,7 @@ impl<'a> Collector<'a> {
                     product: u.product.clone(),
                     place: u.place.clone(),
                     parameter: p.range.clone(),
+                    alone: inside && p.uses.len() == 1 && u.place.is_none(),
                     x,
                     g: String::new(),
                 }
@@ -194,16 +198,16 @@ impl<'a> Collector<'a> {
     /// At least one and, on the CPU, up to `most` workers. They load side by side: that takes a
     /// good part of a short run.
     fn workers(&self, backward: &Backward, most: usize) -> Result<Vec<Worker>> {
-        let (count, threads) = match self.plan.device {
+        let (count, threads) = match self.plan.device.settled() {
             Device::Cpu => (most.max(1), 1),
-            Device::Cuda | Device::Auto => (1, self.plan.threads),
+            _ => (1, self.plan.threads),
         };
         let options = SessionOptions { device: self.plan.device, threads, optimize: true };
         let program = Program::of_graph(&backward.graph)?;
         let load = || {
             let session =
                 Session::new(&program, &options).context(|| "loading the backward graph")?;
-            Ok(Worker { session, scratch: Scratch::default(), gradient: Vec::new() })
+            Ok(Worker { session, buffers: Buffers::default() })
         };
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..count).map(|_| scope.spawn(load)).collect();
@@ -217,7 +221,13 @@ impl<'a> Collector<'a> {
 
 struct Worker {
     session: Session,
+    buffers: Buffers,
+}
+
+#[derive(Default)]
+struct Buffers {
     scratch: Scratch,
+    /// The gradient of a parameter that does not lie in a row as it is.
     gradient: Vec<f32>,
 }
 
@@ -227,6 +237,9 @@ struct Layer {
     product: Product,
     place: Option<Vec<u32>>,
     parameter: Range<usize>,
+    /// Whether the product is its parameter's only one and writes all of it, where it lies in the
+    /// range.
+    alone: bool,
     x: String,
     g: String,
 }
@@ -305,7 +318,10 @@ impl Job<'_> {
         let c = self.collector;
         let (width, per_row) = (self.range.len(), c.plan.fisher_batch);
         let count = rows.len() / width;
-        rows.fill(0.0);
+        // Sums start at zero; what a single product writes needs no start.
+        for range in self.layers.iter().filter(|l| !l.alone).map(|l| self.inside(&l.parameter)) {
+            rows.chunks_mut(width).for_each(|row| row[range.clone()].fill(0.0));
+        }
         let draws: Vec<Draw> = (first * per_row..(first + count) * per_row)
             .map(|n| self.order.draw(n as u64))
             .collect();
@@ -319,12 +335,14 @@ impl Job<'_> {
             let outputs =
                 worker.session.run(inputs.iter().map(|(n, t)| (n.as_str(), t)), cancel)?;
             for layer in self.layers {
+                let worker = &mut worker.buffers;
                 let x = value(&outputs, &inputs, &layer.x)?;
                 let g = value(&outputs, &inputs, &layer.g)?;
                 for sample in 0..live.len() {
-                    let row = (b * c.batch + sample) / per_row;
-                    let row = &mut rows[row * width..(row + 1) * width];
-                    self.add(layer, x, g, sample, row, &mut worker.scratch, &mut worker.gradient);
+                    let number = b * c.batch + sample;
+                    let row = &mut rows[number / per_row * width..][..width];
+                    let first = number.is_multiple_of(per_row);
+                    self.add(layer, x, g, (sample, first), row, worker);
                 }
             }
         }
@@ -353,27 +371,35 @@ impl Job<'_> {
         )
     }
 
-    /// Adds one sample's gradient of one product to a row.
-    #[allow(clippy::too_many_arguments, reason = "a kernel: buffers are passed in")]
+    /// The part of the range that belongs to a parameter, as places in a row.
+    fn inside(&self, parameter: &Range<usize>) -> Range<usize> {
+        let Range { start, end } = self.range;
+        parameter.start.clamp(start, end) - start..parameter.end.clamp(start, end) - start
+    }
+
+    /// Adds one sample's gradient of one product to a row; to the first sample of a row where the
+    /// product is alone, nothing has been written yet.
     fn add(
         &self,
         layer: &Layer,
         x: &[f32],
         g: &[f32],
-        sample: usize,
+        (sample, first): (usize, bool),
         row: &mut [f32],
-        scratch: &mut Scratch,
-        gradient: &mut Vec<f32>,
+        Buffers { scratch, gradient }: &mut Buffers,
     ) {
         let (batch, whole, range) = (self.collector.batch, &layer.parameter, &self.range);
+        if layer.alone && first {
+            let out = &mut row[self.inside(whole)];
+            return layer.product.put_gradient(x, g, sample, batch, out, scratch);
+        }
         let inside = range.start <= whole.start && whole.end <= range.end;
         if inside && layer.place.is_none() {
-            let out = &mut row[whole.start - range.start..whole.end - range.start];
+            let out = &mut row[self.inside(whole)];
             return layer.product.add_gradient(x, g, sample, batch, out, scratch);
         }
-        gradient.clear();
         gradient.resize(whole.len(), 0.0);
-        layer.product.add_gradient(x, g, sample, batch, gradient, scratch);
+        layer.product.put_gradient(x, g, sample, batch, gradient, scratch);
         for (i, &v) in gradient.iter().enumerate() {
             let place = whole.start + layer.place.as_ref().map_or(i, |p| p[i] as usize);
             if range.contains(&place) {

@@ -144,13 +144,6 @@ pub fn discover(prepared: &Prepared, row_order: RowOrder) -> (Vec<Parameter>, Ve
     (found, skipped)
 }
 
-/// The values on the way from prunable tensors to their weight slots: they must not be folded.
-pub fn protected(graph: &Graph) -> Vec<String> {
-    let (weights, _) = weights(graph);
-    let views = weights.iter().flat_map(|w| &w.reads).flat_map(|r| &r.views);
-    views.flat_map(|&i| graph.nodes[i].outputs.iter().cloned()).collect()
-}
-
 struct Walk<'a> {
     graph: &'a Graph,
     uses: &'a HashMap<&'a str, Vec<(usize, usize)>>,
@@ -368,7 +361,6 @@ mod tests {
         assert_eq!(names, [("w", 0..6, 2), ("k", 6..22, 8)]);
         // x·wᵀ: output n reads row n of w, as stored.
         assert_eq!(found[0].order, None);
-        assert_eq!(protected(&prepared.graph), ["wt"]);
         let reasons: Vec<_> =
             skipped.iter().map(|s| (s.name.as_str(), s.reason.as_str())).collect();
         assert!(reasons[0].0 == "b" && reasons[0].1.contains("bias"), "{reasons:?}");

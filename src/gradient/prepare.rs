@@ -12,7 +12,7 @@ use crate::autodiff::{Fact, Facts};
 use crate::calibration::Samples;
 use crate::cancel::Cancel;
 use crate::error::{Context, Result};
-use crate::gradient::parameters;
+use crate::gradient::{parameters, unroll};
 use crate::onnx::graph::outer_names;
 use crate::onnx::{Dimension, Graph, Node, Value};
 use crate::runtime::{Session, SessionOptions};
@@ -48,11 +48,31 @@ pub fn prepare_for(
             *input = Value::fixed(&input.name, tensor.element_type(), tensor.shape());
         }
     }
-    let mut observed = observe(&graph, batch, cancel)?;
-    let constant = constants(&graph, &observed.facts, wanted);
-    let protected: HashSet<String> = parameters::protected(&graph).into_iter().collect();
-    let folded = fold(&mut graph, &constant, &protected, &mut observed)?;
-    Ok(Prepared { graph, facts: observed.facts, folded })
+    let (mut facts, mut folded) = settle(&mut graph, batch, wanted, cancel)?;
+    if unroll::unroll(&mut graph, &|name| facts.get(name).map(|f| f.shape.clone())) {
+        let more;
+        (facts, more) = settle(&mut graph, batch, wanted, cancel)?;
+        folded.extend(more);
+    }
+    Ok(Prepared { graph, facts, folded })
+}
+
+/// Observes the graph and folds its constants; returns what is known of its values, and the names
+/// of those that were folded.
+fn settle(
+    graph: &mut Graph,
+    batch: &[(String, Tensor)],
+    wanted: &[String],
+    cancel: &Cancel,
+) -> Result<(Facts, HashSet<String>)> {
+    let mut observed = observe(graph, batch, cancel)?;
+    // Weights will change, so what follows from them is no constant.
+    let (weights, _) = parameters::weights(graph);
+    let varying: HashSet<&str> =
+        wanted.iter().map(String::as_str).chain(weights.iter().map(|w| w.name.as_str())).collect();
+    let constant = constants(graph, &observed.facts, &varying);
+    let folded = fold(graph, &constant, &mut observed)?;
+    Ok((observed.facts, folded))
 }
 
 /// Declares a batch of one where the model takes nothing else although its inputs are declared to
@@ -139,17 +159,19 @@ fn fact_of(tensor: &Arc<Tensor>) -> Fact {
     }
 }
 
-/// The values that are the same for every sample of this batch size, without those `wanted`.
-fn constants(graph: &Graph, facts: &Facts, wanted: &[String]) -> HashSet<String> {
+/// The values that are the same for every sample of this batch size and do not follow from any of
+/// `varying`.
+fn constants(graph: &Graph, facts: &Facts, varying: &HashSet<&str>) -> HashSet<String> {
     let mut constant: HashSet<String> = graph.initializers.keys().cloned().collect();
-    constant.retain(|name| !wanted.contains(name));
+    constant.retain(|name| !varying.contains(name.as_str()));
     for node in &graph.nodes {
         let of_shape = matches!(node.op.as_str(), "Shape" | "Size") && node.domain.is_empty();
         let inputs = || node.inputs.iter().filter(|i| !i.is_empty());
         let settled = inputs().all(|i| constant.contains(i))
             && outer_names(node).iter().all(|n| constant.contains(n) || !facts.contains_key(n));
         if !is_random(node) && (of_shape || settled) {
-            let named = node.outputs.iter().filter(|o| !o.is_empty() && !wanted.contains(o));
+            let named =
+                node.outputs.iter().filter(|o| !o.is_empty() && !varying.contains(o.as_str()));
             constant.extend(named.cloned());
         }
     }
@@ -160,12 +182,11 @@ fn is_random(node: &Node) -> bool {
     node.op.starts_with("Random") || matches!(node.op.as_str(), "Bernoulli" | "Multinomial")
 }
 
-/// Replaces the producers of constants by the values observed, except on the way from a prunable
-/// tensor to its products, and drops what is then unused. Returns the names of what was folded.
+/// Replaces the producers of constants by the values observed, and drops what is then unused.
+/// Returns the names of what was folded.
 fn fold(
     graph: &mut Graph,
     constant: &HashSet<String>,
-    protected: &HashSet<String>,
     observed: &mut Observed,
 ) -> Result<HashSet<String>> {
     let mut folded: HashMap<String, Arc<Tensor>> = HashMap::new();
@@ -173,10 +194,7 @@ fn fold(
     for node in &graph.nodes {
         let named: Vec<&String> = node.outputs.iter().filter(|o| !o.is_empty()).collect();
         let stays = named.iter().any(|&o| {
-            !constant.contains(o)
-                || protected.contains(o)
-                || outputs.contains(o)
-                || !observed.facts.contains_key(o)
+            !constant.contains(o) || outputs.contains(o) || !observed.facts.contains_key(o)
         });
         if !stays {
             for name in named {

@@ -169,17 +169,51 @@ impl Product {
         out: &mut [f32],
         scratch: &mut Scratch,
     ) {
+        self.gradient(x, g, (sample, batch), out, Accum::Add, scratch);
+    }
+
+    /// The same into `out` whatever it held before.
+    pub fn put_gradient(
+        &self,
+        x: &[f32],
+        g: &[f32],
+        sample: usize,
+        batch: usize,
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        self.gradient(x, g, (sample, batch), out, Accum::Replace, scratch);
+    }
+
+    fn gradient(
+        &self,
+        x: &[f32],
+        g: &[f32],
+        (sample, batch): (usize, usize),
+        out: &mut [f32],
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) {
         let part = |v: &'_ [f32]| v.len() / batch * sample..v.len() / batch * (sample + 1);
         match self {
-            Product::Linear(p) => p.add_gradient(x, g, sample, batch, out),
-            Product::Conv(w) => w.add_gradient(&x[part(x)], &g[part(g)], out, scratch),
-            Product::ConvTranspose(w) => w.add_transposed(&x[part(x)], &g[part(g)], out, scratch),
+            Product::Linear(p) => p.gradient(x, g, (sample, batch), out, accum),
+            Product::Conv(w) => w.gradient(&x[part(x)], &g[part(g)], out, accum, scratch),
+            Product::ConvTranspose(w) => {
+                w.transposed_gradient(&x[part(x)], &g[part(g)], out, accum, scratch)
+            }
         }
     }
 }
 
 impl Linear {
-    fn add_gradient(&self, x: &[f32], g: &[f32], sample: usize, batch: usize, out: &mut [f32]) {
+    fn gradient(
+        &self,
+        x: &[f32],
+        g: &[f32],
+        (sample, batch): (usize, usize),
+        out: &mut [f32],
+        mut accum: Accum,
+    ) {
         let (matrices, positions) = match self.lead {
             1 => (0..1, self.positions / batch),
             lead => (lead / batch * sample..lead / batch * (sample + 1), self.positions),
@@ -189,22 +223,25 @@ impl Linear {
             let x = &x[q * self.positions * self.inputs + first * self.x_strides.0..];
             let g = &g[q * self.positions * self.outputs + first * self.g_strides.0..];
             if positions == 1 {
-                self.add_outer_product(x, g, out);
+                self.outer_product(x, g, out, std::mem::replace(&mut accum, Accum::Add));
                 continue;
             }
             // W (outputs × inputs) += scale · gᵀ (outputs × positions) · x (positions × inputs)
             let g = strided(g, (self.outputs, positions), (self.g_strides.1, self.g_strides.0));
             let x = strided(x, (positions, self.inputs), self.x_strides);
             let out = MatMut::from_row_major_slice_mut(out, self.outputs, self.inputs);
-            matmul(out, Accum::Add, g, x, self.scale, Par::Seq);
+            matmul(out, accum, g, x, self.scale, Par::Seq);
+            accum = Accum::Add;
         }
     }
 
-    fn add_outer_product(&self, x: &[f32], g: &[f32], out: &mut [f32]) {
+    fn outer_product(&self, x: &[f32], g: &[f32], out: &mut [f32], accum: Accum) {
         for (n, row) in out.chunks_mut(self.inputs).enumerate() {
             let g = g[n * self.g_strides.1] * self.scale;
-            for (k, w) in row.iter_mut().enumerate() {
-                *w += g * x[k * self.x_strides.1];
+            let x = x.iter().step_by(self.x_strides.1);
+            match accum {
+                Accum::Add => row.iter_mut().zip(x).for_each(|(w, x)| *w += g * x),
+                Accum::Replace => row.iter_mut().zip(x).for_each(|(w, x)| *w = g * x),
             }
         }
     }
@@ -216,28 +253,37 @@ impl Window {
     }
 
     /// `x`: [groups · inner, inner_size], `g`: [groups · outer, outer_size].
-    fn add_gradient(&self, x: &[f32], g: &[f32], out: &mut [f32], scratch: &mut Scratch) {
+    fn gradient(&self, x: &[f32], g: &[f32], out: &mut [f32], accum: Accum, scratch: &mut Scratch) {
         let row = self.inner * self.taps();
         self.for_tiles(x, scratch, |group, columns, from, width| {
+            let accum = if from == 0 { accum } else { Accum::Add };
             let g = self.tile_of_outer(g, group, from, width);
             let out = &mut out[group * self.outer * row..(group + 1) * self.outer * row];
             let out = MatMut::from_row_major_slice_mut(out, self.outer, row);
-            matmul(out, Accum::Add, g, columns.transpose(), 1.0, Par::Seq);
+            matmul(out, accum, g, columns.transpose(), 1.0, Par::Seq);
         });
     }
 
     /// `x`: [groups · outer, outer_size], `g`: [groups · inner, inner_size]: row order is
     /// [inner, outer, taps] while the product is [outer, inner · taps].
-    fn add_transposed(&self, x: &[f32], g: &[f32], out: &mut [f32], scratch: &mut Scratch) {
+    fn transposed_gradient(
+        &self,
+        x: &[f32],
+        g: &[f32],
+        out: &mut [f32],
+        accum: Accum,
+        scratch: &mut Scratch,
+    ) {
         let (taps, row) = (self.taps(), self.outer * self.taps());
         self.for_tiles(g, scratch, |group, columns, from, width| {
+            let accum = if from == 0 { accum } else { Accum::Add };
             let x = self.tile_of_outer(x, group, from, width);
             for o in 0..self.inner {
                 let start = (group * self.inner + o) * row;
                 let out = &mut out[start..start + row];
                 let out = MatMut::from_row_major_slice_mut(out, self.outer, taps);
                 let columns = columns.subrows(o * taps, taps);
-                matmul(out, Accum::Add, x, columns.transpose(), 1.0, Par::Seq);
+                matmul(out, accum, x, columns.transpose(), 1.0, Par::Seq);
             }
         });
     }
@@ -263,6 +309,14 @@ impl Window {
         mut each: impl FnMut(usize, MatRef<'_, f32>, usize, usize),
     ) {
         let rows = self.inner * self.taps();
+        if self.is_pointwise() {
+            // The planes are their own columns.
+            let width: usize = self.outer_size.iter().product();
+            for (group, planes) in inner.chunks_exact(rows * width).enumerate() {
+                each(group, MatRef::from_row_major_slice(planes, rows, width), 0, width);
+            }
+            return;
+        }
         // A tile is a whole number of lines (runs along the last axis).
         let (line, lines) = self.lines();
         let per_tile = (TILE_BYTES / 4 / (rows * line)).clamp(1, lines.max(1));
@@ -278,6 +332,15 @@ impl Window {
                 each(group, columns, first * line, width);
             }
         }
+    }
+
+    /// Whether every position reads just the element of its own place.
+    fn is_pointwise(&self) -> bool {
+        let ones = |v: &[usize]| v.iter().all(|&n| n == 1);
+        ones(&self.kernel)
+            && ones(&self.stride)
+            && self.pad.iter().all(|&p| p == 0)
+            && self.inner_size == self.outer_size
     }
 
     /// The length of a line of positions, and how many lines there are.
@@ -546,6 +609,9 @@ mod tests {
         let order = product.natural();
         let mut rows = vec![0.0; order.len()];
         product.add_gradient(x, g, sample, BATCH, &mut rows, &mut Scratch::default());
+        let mut put = vec![f32::NAN; order.len()];
+        product.put_gradient(x, g, sample, BATCH, &mut put, &mut Scratch::default());
+        assert_eq!(put, rows);
         let mut out = vec![0.0; order.len()];
         order.iter().zip(&rows).for_each(|(&at, &v)| out[at as usize] = v);
         out

@@ -12,6 +12,7 @@ use crate::error::{Context, Result, bail};
 use crate::mam::chain::{Chain, ChainScore, Orders, Split};
 use crate::mam::contract::Trained;
 use crate::mam::model::{Mam, log_sum_exp};
+use crate::mam::pareto::{LARGEST_TAIL, tail_index};
 use crate::mam::rows::{Distinct, Rows, known_sites};
 use crate::mam::sample::SampleOptions;
 use crate::random::Stream;
@@ -33,6 +34,9 @@ pub struct Normaliser {
     pub effective: f64,
     /// The largest weight's share of all.
     pub largest_share: f64,
+    /// Pareto k̂ of the largest weights: the estimate cannot be relied on from [`LARGEST_TAIL`] on.
+    /// None for an enumeration, few draws, or weights that are all alike.
+    pub tail: Option<f64>,
     /// Draws, or states for an enumeration.
     pub draws: usize,
     /// Whether all states were summed.
@@ -99,8 +103,8 @@ impl Consistency {
             "phi_bits_per_site": self.phi_bits,
             "normaliser": {
                 "log_sum": n.log_sum, "error": n.error, "effective_draws": n.effective,
-                "largest_share": n.largest_share, "draws": n.draws, "exact": n.exact,
-                "reliable": n.is_reliable(),
+                "largest_share": n.largest_share, "pareto_k": n.tail, "draws": n.draws,
+                "exact": n.exact, "reliable": n.is_reliable(),
             },
         })
     }
@@ -273,6 +277,7 @@ impl Mam {
             error: 0.0,
             effective: states as f64,
             largest_share: logs.iter().fold(f64::NEG_INFINITY, |m, &l| l.max(m)).exp(),
+            tail: None,
             draws: states,
             exact: true,
         })
@@ -292,6 +297,7 @@ impl Normaliser {
             error: ((squares - 1.0 / n).max(0.0) * n / (n - 1.0)).sqrt(),
             effective: 1.0 / squares,
             largest_share: shares.fold(0.0, f64::max),
+            tail: tail_index(log_w),
             draws: log_w.len(),
             exact: false,
         }
@@ -299,12 +305,13 @@ impl Normaliser {
 
     /// Whether the estimate rests on enough draws to be used.
     pub fn is_reliable(&self) -> bool {
-        self.exact || self.effective >= LEAST_EFFECTIVE_DRAWS
+        let light = self.tail.is_none_or(|k| k < LARGEST_TAIL);
+        self.exact || (self.effective >= LEAST_EFFECTIVE_DRAWS && light)
     }
 }
 
 /// All answers, or the first error with its row.
-fn numbered<T>(answers: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
+pub(crate) fn numbered<T>(answers: impl IntoIterator<Item = Result<T>>) -> Result<Vec<T>> {
     let name = |(r, answer): (usize, Result<T>)| answer.context(|| format!("row {r}"));
     answers.into_iter().enumerate().map(name).collect()
 }
@@ -326,6 +333,11 @@ mod tests {
         assert!(n.log_sum.abs() < 4.0 * n.error && n.error < 0.01, "{n:?}");
         assert!((n.effective / 20_000.0 - (-0.25f64).exp()).abs() < 0.03, "{n:?}");
         assert!(!Normaliser::from_log_weights(&[0.0, 50.0]).is_reliable());
+        assert!(n.is_reliable() && n.tail.unwrap() < LARGEST_TAIL, "{n:?}");
+        // So many draws count, and yet the weights have no mean.
+        let heavy: Vec<f64> = (0..20_000).map(|_| -1.2 * (1.0 - random.uniform()).ln()).collect();
+        let heavy = Normaliser::from_log_weights(&heavy);
+        assert!(heavy.tail.unwrap() > 1.0 && !heavy.is_reliable(), "{heavy:?}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Context, Error, Result, bail, error};
+use crate::mam::rows::Rows;
 use crate::onnx::{Dimension, Graph, Model, Value};
 use crate::tensor::ElementType;
 
@@ -33,6 +34,8 @@ pub const SITE_LOG_P: &str = "site_log_p";
 /// More sites or symbols, or more logits per row, than any model has: a limit for hostile files.
 const MOST_SITES: usize = 1 << 20;
 const MOST_LOGITS: usize = 1 << 28;
+/// More sides than arrays have.
+const MOST_SIDES: usize = 32;
 
 /// Which halves a file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +123,37 @@ impl Contract {
         }
     }
 
+    /// What rows to learn from say of a model: `values` is how many values sites have, one number
+    /// for all or one for each, or nothing for what the rows hold; `shape` the sides that they are
+    /// laid out in, or nothing.
+    ///
+    /// Errors of kind `Usage` for numbers that do not fit the rows.
+    pub fn of_rows(rows: &Rows, values: &[usize], shape: &[usize]) -> Result<Contract> {
+        let length = rows.length();
+        let most = rows.cells().iter().copied().max().unwrap_or(0).max(1) as usize + 1;
+        let cardinalities = match values {
+            [] => vec![most; length],
+            [one] => vec![*one; length],
+            each if each.len() == length => each.to_vec(),
+            each => bail!(Usage, "values has {} numbers for {length} sites", each.len()),
+        };
+        let vocab = cardinalities.iter().copied().max().unwrap_or(0);
+        if cardinalities.contains(&0) || vocab > 1 << 16 {
+            bail!(
+                Usage,
+                "a site has 1 to 65536 values, not {vocab}; are these rows of values 0, 1, ..., \
+                 or numbers that need a threshold?"
+            );
+        }
+        if !shape.is_empty() && shape.iter().product::<usize>() != length {
+            bail!(Usage, "shape {shape:?} does not have {length} sites");
+        }
+        let mut contract = Contract::new(Kind::Joint, length, vocab);
+        contract.cardinalities = cardinalities;
+        contract.shape = (!shape.is_empty()).then(|| shape.to_vec());
+        Ok(contract)
+    }
+
     /// What the metadata of `model` says. Errors (`Model`) name the entry and what it should be.
     pub fn read(model: &Model) -> Result<Contract> {
         let props = model.proto.metadata_props.iter();
@@ -163,7 +197,10 @@ impl Contract {
         if self.kind == Kind::Ordered {
             allowed.push(ORDER);
         }
-        for input in &graph.inputs {
+        for (i, input) in graph.inputs.iter().enumerate() {
+            if graph.inputs[..i].iter().any(|other| other.name == input.name) {
+                bail!(Model, "two inputs are called {:?}", input.name);
+            }
             let (name, per_row) = (input.name.as_str(), [self.length]);
             if !allowed.contains(&name) {
                 bail!(
@@ -362,6 +399,9 @@ fn check_consistent(c: &Contract) -> Result<()> {
             c.value_offset
         );
     }
+    if c.shape.as_ref().is_some_and(|s| s.len() > MOST_SIDES) {
+        bail!(Model, "metadata mam.shape has more than {MOST_SIDES} sides");
+    }
     if c.shape
         .as_ref()
         .is_some_and(|s| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) != Some(c.length))
@@ -446,6 +486,11 @@ mod tests {
             ("cardinalities", "2,2", "no JSON list"),
             ("shape", "3,3", "mam.shape"),
             ("shape", "2x2", "not such as"),
+            (
+                "shape",
+                "4,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1",
+                "32 sides",
+            ),
             ("alphabet", "[\"a\"]", "1 texts for 2 values"),
             ("pad_id", "2", "mam.pad_id"),
             ("log_z", "nan", "not finite"),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::atomic_file::AtomicFile;
 use crate::calibration::read_arrays;
-use crate::error::{Context, Result, bail, error};
+use crate::error::{Context, Error, Result, bail, error};
 use crate::mam::contract::Contract;
 use crate::mam::rows::{MISSING, Rows};
 use crate::tensor::{Data, Tensor};
@@ -30,10 +30,9 @@ pub fn read_training_rows(
     match path.extension().and_then(|e| e.to_str()) {
         Some("npy" | "npz") => read_array_rows(path, None, threshold, limit),
         Some("csv") => read_text(path, limit, |line| csv_row(line, threshold)),
-        _ => Err(error!(Usage, "training rows are read from .npy, .npz and .csv files")),
+        _ => Err(no_rows(path, ".npy, .npz and .csv")),
     }
     .map(|data| data.rows)
-    .context(|| path.display().to_string())
 }
 
 /// Reads rows for a model of `contract`.
@@ -52,26 +51,29 @@ pub fn read_rows(
     limit: Option<usize>,
 ) -> Result<RowData> {
     let extension = path.extension().and_then(|e| e.to_str());
-    match extension {
-        Some("npy" | "npz") => read_array_rows(path, Some(contract.length), threshold, limit),
-        Some("csv") => read_text(path, limit, |line| csv_row(line, threshold)),
-        Some("txt") if contract.alphabet.is_none() => Err(error!(
+    let data = match extension {
+        Some("npy" | "npz") => read_array_rows(path, Some(contract.length), threshold, limit)?,
+        Some("csv") => read_text(path, limit, |line| csv_row(line, threshold))?,
+        Some("txt") if contract.alphabet.is_some() => {
+            read_text(path, limit, |line| text_row(line, contract))?
+        }
+        Some("txt") => bail!(
             Usage,
-            "the model has no alphabet (mam.alphabet), so text cannot be read; use .npy or .csv"
-        )),
-        Some("txt") => read_text(path, limit, |line| text_row(line, contract)),
-        _ => Err(error!(Usage, "rows are read from .npy, .npz, .csv and .txt files")),
+            "{}: the model has no alphabet (mam.alphabet), so text cannot be read; use .npy or \
+             .csv",
+            path.display()
+        ),
+        _ => return Err(no_rows(path, ".npy, .npz, .csv and .txt")),
+    };
+    if data.rows.length() != contract.length {
+        let (name, n) = (path.display(), data.rows.length());
+        bail!(Data, "{name}: rows have {n} sites, the model has {}", contract.length);
     }
-    .and_then(|data| match data.rows.length() == contract.length {
-        true => Ok(data),
-        false => Err(error!(
-            Data,
-            "rows have {} sites, the model has {}",
-            data.rows.length(),
-            contract.length
-        )),
-    })
-    .context(|| path.display().to_string())
+    Ok(data)
+}
+
+fn no_rows(path: &Path, readable: &str) -> Error {
+    error!(Usage, "{}: rows are read from {readable} files", path.display())
 }
 
 /// Writes complete rows as an `.npy` array `[N, shape...]`, uint8 where K allows, else int64.
@@ -123,7 +125,16 @@ fn read_array_rows(
     threshold: Option<f64>,
     limit: Option<usize>,
 ) -> Result<RowData> {
-    let mut arrays = read_arrays(path, &["x", "known", "given"], limit)?.into_iter();
+    let arrays = read_arrays(path, &["x", "known", "given"], limit)?;
+    rows_of(arrays, expected, threshold).context(|| path.display().to_string())
+}
+
+fn rows_of(
+    arrays: Vec<Option<Tensor>>,
+    expected: Option<usize>,
+    threshold: Option<f64>,
+) -> Result<RowData> {
+    let mut arrays = arrays.into_iter();
     let mut next = || arrays.next().expect("as many as names");
     let Some(x) = next() else {
         bail!(Data, "the archive has no array \"x\" with the rows");
@@ -188,6 +199,14 @@ fn cell(v: f64, is_float: bool, threshold: Option<f64>) -> Option<i64> {
 }
 
 fn read_text(
+    path: &Path,
+    limit: Option<usize>,
+    row: impl Fn(&str) -> Result<Vec<i64>>,
+) -> Result<RowData> {
+    rows_of_text(path, limit, row).context(|| path.display().to_string())
+}
+
+fn rows_of_text(
     path: &Path,
     limit: Option<usize>,
     row: impl Fn(&str) -> Result<Vec<i64>>,
@@ -305,6 +324,16 @@ mod tests {
             assert_eq!(read_rows(&path, &c, None, None).unwrap().rows, rows);
             let stored: Tensor = read_arrays(&path, &["x"], None).unwrap().remove(0).unwrap();
             assert_eq!(stored.shape(), [rows.len(), 2, 2]);
+        }
+    }
+
+    #[test]
+    fn a_file_is_named_once() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["gone.npy", "gone.csv", "gone.txt", "gone.json"] {
+            let path = folder.path().join(name);
+            let error = read_rows(&path, &contract(), None, None).unwrap_err().to_string();
+            assert_eq!(error.matches(name).count(), 1, "{error}");
         }
     }
 

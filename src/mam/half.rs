@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::cancel::Cancel;
 use crate::error::{Context, Result, bail};
-use crate::mam::contract::{Contract, INPUT, KNOWN, Kind, ORDER};
+use crate::mam::contract::{Contract, INPUT, KNOWN, Kind, LOGITS, ORDER, SITE_LOG_P};
 use crate::mam::rows::Distinct;
 use crate::onnx::graph::{Names, outer_names};
 use crate::onnx::{Graph, Node, Value};
@@ -103,7 +103,7 @@ impl Half {
         options: LoadOptions,
         cancel: &Cancel,
     ) -> Result<Half> {
-        let graph = part(graph, output);
+        let graph = part(graph, &[output]);
         let mut half = Half {
             contract: contract.clone(),
             output,
@@ -325,10 +325,16 @@ impl Half {
         let two = run(self, 1..3)?;
         self.effect = BatchEffect::Alone;
         let padded = run(self, 1..2)?;
-        let finite = |row: &Vec<f32>| row.iter().all(|v| !v.is_nan() && *v != f32::INFINITY);
-        if let Some(i) = together.iter().position(|row| !finite(row)) {
+        for (i, found) in together.iter().enumerate() {
+            let site = self.bad_site(rows.row(i), found);
             let what = if i == 0 { "all sites missing" } else { "some sites missing" };
-            bail!(Numerics, "is NaN or infinite for a row with {what}");
+            match site {
+                Some(Some(site)) => {
+                    bail!(Numerics, "is NaN or infinite at site {site} of a row with {what}")
+                }
+                Some(None) => bail!(Numerics, "is NaN or infinite for a row with {what}"),
+                None => {}
+            }
         }
         let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
         let pair = same(&together[1], &two[0]) && same(&together[2], &two[1]);
@@ -352,6 +358,23 @@ impl Half {
         };
         self.give_back(worker);
         Ok(())
+    }
+
+    /// Whether an output holds NaN or +∞ where it has a meaning, and at which site if at one.
+    fn bad_site(&self, row: &[i32], found: &[f32]) -> Option<Option<usize>> {
+        let c = &self.contract;
+        let bad = |v: &f32| v.is_nan() || *v == f32::INFINITY;
+        match self.output {
+            LOGITS => {
+                let means = |site: &usize| {
+                    row[*site] < 0
+                        && found[site * c.vocab..][..c.cardinalities[*site]].iter().any(bad)
+                };
+                (0..c.length).find(means).map(Some)
+            }
+            SITE_LOG_P => (0..c.length).find(|&s| row[s] >= 0 && bad(&found[s])).map(Some),
+            _ => found.iter().any(bad).then_some(None),
+        }
     }
 
     /// Rows for probing: nothing known, then some values of small and of large numbers.
@@ -400,16 +423,19 @@ fn gap((a, b): (&f32, &f32)) -> f64 {
     if a == b { 0.0 } else { (a - b).abs() / a.abs().max(b.abs()).max(1.0) }
 }
 
-/// The part of `graph` that `output` depends on, and only the inputs it reads; the output float32.
-fn part(graph: &Graph, output: &str) -> Graph {
+/// The part of `graph` that `outputs` depend on, and only the inputs it reads; the outputs float32.
+pub(super) fn part(graph: &Graph, outputs: &[&str]) -> Graph {
     let mut part = graph.clone();
-    part.outputs.retain(|o| o.name == output);
-    part.outputs.truncate(1);
-    if part.outputs[0].element.is_some_and(|e| e != ElementType::F32) {
-        let inner = Names::of(&part).fresh(&format!("{output}_inner"));
-        rename_result(&mut part, output, &inner);
-        part.nodes.push(Node::new("Cast", [inner.as_str()], output).with("to", FLOAT));
-        part.outputs[0] = Value::named(output);
+    let named = |output: &&str| graph.outputs.iter().find(|o| o.name == **output).cloned();
+    part.outputs = outputs.iter().filter_map(named).collect();
+    for i in 0..part.outputs.len() {
+        if part.outputs[i].element.is_some_and(|e| e != ElementType::F32) {
+            let output = part.outputs[i].name.clone();
+            let inner = Names::of(&part).fresh(&format!("{output}_inner"));
+            rename_result(&mut part, &output, &inner);
+            part.nodes.push(Node::new("Cast", [&inner], &output).with("to", FLOAT));
+            part.outputs[i] = Value::named(&output);
+        }
     }
     part.remove_unused();
     let mut read: Vec<String> = part.outputs.iter().map(|o| o.name.clone()).collect();

@@ -48,6 +48,20 @@ impl Rows {
         Ok(self)
     }
 
+    /// The rows to learn from, and every `every`th, which is held out.
+    ///
+    /// Error of kind `Usage` when there are fewer than `every`.
+    pub fn split(&self, every: usize) -> Result<(Rows, Rows)> {
+        if self.len() < every {
+            bail!(Usage, "{} rows are too few to hold some out; give rows for that", self.len());
+        }
+        let pick = |held: bool| {
+            let chosen = (0..self.len()).filter(|r| r.is_multiple_of(every) == held);
+            Rows::new(self.length, chosen.flat_map(|r| self.row(r).iter().copied()).collect())
+        };
+        Ok((pick(false)?, pick(true)?))
+    }
+
     /// How many rows there are.
     pub fn len(&self) -> usize {
         self.cells.len() / self.length

@@ -246,29 +246,29 @@ pub(crate) fn draw_value(
     if !max.is_finite() || logits.iter().any(|l| l.is_nan()) {
         return None;
     }
-    let least = match options.top_k {
-        Some(top) if top < logits.len() => {
-            let mut sorted = logits.to_vec();
-            sorted.sort_by(|a, b| b.total_cmp(a));
-            sorted[top - 1]
-        }
-        _ => f32::NEG_INFINITY,
-    };
-    let weight = |l: f32| match l >= least {
-        true => ((f64::from(l) - f64::from(max)) / options.temperature).exp(),
+    // Of equal ones the first count as the likeliest.
+    let kept = options.top_k.filter(|&top| top < logits.len()).map(|top| {
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        let mut kept = vec![false; logits.len()];
+        order[..top].iter().for_each(|&k| kept[k] = true);
+        kept
+    });
+    let weight = |k: usize| match kept.as_ref().is_none_or(|kept| kept[k]) {
+        true => ((f64::from(logits[k]) - f64::from(max)) / options.temperature).exp(),
         false => 0.0,
     };
-    let total: f64 = logits.iter().map(|&l| weight(l)).sum();
+    let total: f64 = (0..logits.len()).map(weight).sum();
     let mut left = u * total;
     let mut value = 0;
-    for (k, &l) in logits.iter().enumerate().filter(|(_, l)| weight(**l) > 0.0) {
+    for k in (0..logits.len()).filter(|&k| weight(k) > 0.0) {
         value = k;
-        left -= weight(l);
+        left -= weight(k);
         if left < 0.0 {
             break;
         }
     }
-    Some((value, (weight(logits[value]) / total).ln(), log_softmax_at(logits, value)))
+    Some((value, (weight(value) / total).ln(), log_softmax_at(logits, value)))
 }
 
 #[cfg(test)]
@@ -301,6 +301,10 @@ mod tests {
         expect(count(&cold), [1.0, e * e, 1.0 / (e * e), 0.0]);
         let top = SampleOptions { top_k: Some(2), ..plain.clone() };
         expect(count(&top), [1.0, e, 0.0, 0.0]);
+        let one = SampleOptions { top_k: Some(1), ..plain.clone() };
+        for u in [0.0, 0.5, 0.99] {
+            assert_eq!(draw_value(&[0.0, 1.0, 1.0], u, &one).unwrap().0, 1, "one of equals");
+        }
         assert_eq!(draw_value(&[f32::NAN, 0.0], 0.5, &plain), None);
         assert_eq!(draw_value(&[f32::NEG_INFINITY; 2], 0.5, &plain), None);
     }

@@ -5,7 +5,7 @@
 //! each other; work is spread over threads by giving each worker a session of one thread.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ort::session::builder::{
     AutoDevicePolicy, BuilderResult, GraphOptimizationLevel, SessionBuilder,
@@ -16,7 +16,7 @@ use ort::value::{DynValue, TensorElementType, TensorRef, ValueType};
 use super::{Device, Program, library};
 use crate::cancel::Cancel;
 use crate::error::{Context, Error, ErrorKind, Result, bail, error};
-use crate::onnx::Graph;
+use crate::onnx::{Graph, Node, Value};
 use crate::tensor::{Data, ElementType, Tensor};
 
 /// The optimiser that turns `Range -> Gather` into an invalid `Slice` (1.28 to 1.32).
@@ -58,13 +58,13 @@ pub struct Outputs {
 impl Session {
     /// Loads a program.
     pub fn new(program: &Program, options: &SessionOptions) -> Result<Session> {
-        if options.device != Device::Cpu {
+        if options.device.settled() == Device::Cuda {
             match Session::commit(program, options, Device::Cuda) {
                 Ok(inner) => return Session::of(inner, Device::Cuda),
                 Err(e) if options.device == Device::Cuda => {
                     bail!(Device, "CUDA is not available: {e}; use --device cpu or auto")
                 }
-                Err(e) => log::warn!("CUDA is not available, running on the CPU: {e}"),
+                Err(e) => log::warn!("CUDA does not run this graph, so the CPU does: {e}"),
             }
         }
         Session::of(Session::commit(program, options, Device::Cpu)?, Device::Cpu)
@@ -145,6 +145,36 @@ impl Session {
             Err(e) => Err(cancel.check().err().unwrap_or_else(|| runtime(e))),
         }
     }
+}
+
+impl Device {
+    /// `Auto` as what it comes to on this machine: found out, and said in the log, once a process.
+    pub fn settled(self) -> Device {
+        static AUTO: OnceLock<Device> = OnceLock::new();
+        match self {
+            Device::Auto => *AUTO.get_or_init(|| match probe_cuda() {
+                Ok(()) => Device::Cuda,
+                Err(e) => {
+                    log::warn!("CUDA is not available, running on the CPU: {e}");
+                    Device::Cpu
+                }
+            }),
+            device => device,
+        }
+    }
+}
+
+/// Loads the smallest graph there is on the first CUDA device.
+fn probe_cuda() -> Result<()> {
+    let graph = Graph {
+        inputs: vec![Value::fixed("x", ElementType::F32, &[1])],
+        outputs: vec![Value::fixed("y", ElementType::F32, &[1])],
+        nodes: vec![Node::new("Identity", ["x"], "y")],
+        opset: 18,
+        ..Graph::default()
+    };
+    let program = Program::of_graph(&graph)?;
+    Session::commit(&program, &SessionOptions::default(), Device::Cuda).map(drop)
 }
 
 impl Outputs {

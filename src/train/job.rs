@@ -1,4 +1,4 @@
-//! A fine-tuning run over files: a model and samples in, the model with trained weights out.
+//! A fine-tuning run: a model and samples in, the model with trained weights and a report out.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -40,117 +40,22 @@ impl Length {
     }
 }
 
-/// Files and options of a run.
+/// What a run does, wherever its model and samples come from.
 #[derive(Clone, Debug)]
-pub struct Job {
-    /// The model to fine-tune.
-    pub model: PathBuf,
-    /// The samples to learn.
-    pub data: PathBuf,
-    /// Where the fine-tuned model goes.
-    pub output: PathBuf,
-    /// The model to learn from, with [`TuneOptions::distillation`].
-    pub teacher: Option<PathBuf>,
-    /// Samples to evaluate the model on.
-    pub evaluation: Option<PathBuf>,
+pub struct Plan {
+    /// How long the run is; sets [`TuneOptions::steps`] and the steps of a falling schedule.
+    pub length: Length,
     /// Steps between two evaluations; 0 for a tenth of the run.
     pub evaluate_every: u64,
     /// Where the state is kept while the run goes on; if it is there, the run goes on from it.
     pub checkpoint: Option<PathBuf>,
     /// Steps between two checkpoints, at least 1.
     pub checkpoint_every: u64,
-    /// How to read the samples.
-    pub reading: ReadOptions,
-    /// How long the run is; sets [`TuneOptions::steps`] and the steps of a falling schedule.
-    pub length: Length,
     /// How to train.
     pub options: TuneOptions,
 }
 
-impl Job {
-    /// Runs it. The output appears whole or not at all, and never replaces the model it came from.
-    ///
-    /// When `cancel` is raised, the state is kept in the checkpoint, if there is one to be kept.
-    pub fn run(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
-        let start = Instant::now();
-        let sources: Vec<&Path> = [Some(&self.model), self.teacher.as_ref()]
-            .into_iter()
-            .flatten()
-            .map(PathBuf::as_path)
-            .collect();
-        check_output(&self.output, &sources)?;
-        let mut model = Model::load(&self.model)?;
-        let in_model = || self.model.display().to_string();
-        let mut graph = import(&model).context(in_model)?;
-        let read = |path: &Path, graph: &Graph| Samples::read(path, &graph.inputs, &self.reading);
-        let samples = read(&self.data, &graph)?;
-        let evaluation = self.evaluation.as_deref().map(|p| read(p, &graph)).transpose()?;
-        declare_baked_batch(&mut graph, &samples, evaluate::BATCH, cancel).context(in_model)?;
-        let teacher = self.load_teacher(&samples, cancel)?;
-        let options = self.options_for(samples.rows())?;
-        let source = Graph::from_model(&model).context(in_model)?;
-        let judge = Judge::new(&graph, evaluation.as_ref(), &options)?;
-        let mut tuner = Tuner::new(
-            &graph,
-            teacher.as_ref(),
-            held_alone(&source, &graph),
-            &samples,
-            &options,
-            cancel,
-        )
-        .map_err(|e| match e.kind() {
-            ErrorKind::Data => e.context(self.data.display().to_string()),
-            _ => e.context(in_model()),
-        })?;
-        let identity = self.identity(&graph, teacher.as_ref(), &samples, &options)?;
-        let mut run = Run { job: self, tuner: &mut tuner, identity, log: Log::default() };
-        run.resume()?;
-        let before = judge.quality(&graph, cancel)?;
-        let training = run.train(&judge, progress, cancel)?;
-        let log = run.log;
-        let mut tensors = Vec::new();
-        for (name, new) in tuner.trainer().result().tensors() {
-            let file = &source.initializers[name];
-            model.replace_tensor(name, &new.to_floats(file.element_type())?).context(in_model)?;
-            tensors.push(row(name, &graph.initializers[name], new));
-        }
-        // The last step of every run is evaluated.
-        let after = log.history.last().and_then(|entry| entry.evaluation);
-        let taught = teacher.as_ref().map(|t| judge.quality(t, cancel)).transpose()?.flatten();
-        cancel.check()?;
-        model.save(&self.output)?;
-        if let Some(path) = &self.checkpoint {
-            // The run is over; a file that is gone already is as good.
-            let _ = std::fs::remove_file(path);
-        }
-        Ok(Report {
-            schema: SCHEMA.into(),
-            hone_version: env!("CARGO_PKG_VERSION").into(),
-            files: self.files(),
-            options: settings(&options, &samples),
-            tensors,
-            evaluation: before.zip(after).map(|(before, after)| Evaluation {
-                samples: evaluation.as_ref().map_or(0, Samples::rows) as u64,
-                before,
-                after,
-                teacher: taught,
-            }),
-            history: log.history,
-            training_seconds: training.seconds,
-            training_steps: training.steps,
-            total_seconds: start.elapsed().as_secs_f64(),
-            peak_memory_bytes: sys::peak_memory_bytes(),
-        })
-    }
-
-    fn load_teacher(&self, samples: &Samples, cancel: &Cancel) -> Result<Option<Graph>> {
-        let Some(path) = &self.teacher else { return Ok(None) };
-        let in_teacher = || path.display().to_string();
-        let mut graph = import(&Model::load(path)?).context(in_teacher)?;
-        declare_baked_batch(&mut graph, samples, evaluate::BATCH, cancel).context(in_teacher)?;
-        Ok(Some(graph))
-    }
-
+impl Plan {
     /// The options with everything that depends on the number of samples.
     fn options_for(&self, rows: usize) -> Result<TuneOptions> {
         let mut options = self.options.clone();
@@ -166,25 +71,68 @@ impl Job {
         Ok(options)
     }
 
-    fn identity(
-        &self,
-        graph: &Graph,
-        teacher: Option<&Graph>,
-        samples: &Samples,
-        options: &TuneOptions,
-    ) -> Result<Identity> {
-        if self.checkpoint.is_none() {
-            return Ok(Identity::new());
+    /// Removes the checkpoint of a run that is over and whose result is safe.
+    pub fn end(&self) {
+        if let Some(path) = &self.checkpoint {
+            // A file that is gone already is as good.
+            let _ = std::fs::remove_file(path);
         }
-        let of_graph =
-            |graph: &Graph| graph.to_bytes().map(|b| checkpoint::fingerprint_of_bytes(&b));
-        let mut identity = options.identity();
-        identity.insert("model".into(), of_graph(graph)?);
-        identity.insert("data".into(), checkpoint::fingerprint(samples));
-        if let Some(teacher) = teacher {
-            identity.insert("teacher".into(), of_graph(teacher)?);
-        }
-        Ok(identity)
+    }
+}
+
+/// Files and options of a run.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The model to fine-tune.
+    pub model: PathBuf,
+    /// The samples to learn.
+    pub data: PathBuf,
+    /// Where the fine-tuned model goes.
+    pub output: PathBuf,
+    /// The model to learn from, with [`TuneOptions::distillation`].
+    pub teacher: Option<PathBuf>,
+    /// Samples to evaluate the model on.
+    pub evaluation: Option<PathBuf>,
+    /// How to read the samples.
+    pub reading: ReadOptions,
+    /// What to do.
+    pub plan: Plan,
+}
+
+impl Job {
+    /// Runs it. The output appears whole or not at all, and never replaces the model it came from.
+    ///
+    /// When `cancel` is raised, the state is kept in the checkpoint, if there is one to be kept.
+    pub fn run(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
+        let start = Instant::now();
+        let sources: Vec<&Path> = [Some(&self.model), self.teacher.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(PathBuf::as_path)
+            .collect();
+        check_output(&self.output, &sources)?;
+        let load = |path: &Path| {
+            let model = Model::load(path)?;
+            let graph = import(&model).context(|| path.display().to_string())?;
+            Ok::<_, Error>((model, graph))
+        };
+        let (model, graph) = load(&self.model)?;
+        let read = |path: &Path| Samples::read(path, &graph.inputs, &self.reading);
+        let samples = read(&self.data)?;
+        let evaluation = self.evaluation.as_deref().map(read).transpose()?;
+        let teacher = self.teacher.as_deref().map(load).transpose()?.map(|(_, graph)| graph);
+        let run = Run {
+            samples: &samples,
+            teacher,
+            evaluation: evaluation.as_ref(),
+            plan: &self.plan,
+            files: self.files(),
+        };
+        let (model, mut report) = run.run(model, graph, progress, cancel)?;
+        model.save(&self.output)?;
+        self.plan.end();
+        report.total_seconds = start.elapsed().as_secs_f64();
+        Ok(report)
     }
 
     fn files(&self) -> Files {
@@ -196,6 +144,107 @@ impl Job {
             evaluation: self.evaluation.as_deref().map(name),
             output: name(&self.output),
         }
+    }
+}
+
+/// A run over samples in memory.
+#[derive(Debug)]
+pub struct Run<'a> {
+    /// The samples to learn.
+    pub samples: &'a Samples,
+    /// The working graph of the model to learn from, with [`TuneOptions::distillation`].
+    pub teacher: Option<Graph>,
+    /// Samples to evaluate the model on.
+    pub evaluation: Option<&'a Samples>,
+    /// What to do.
+    pub plan: &'a Plan,
+    /// What the report and messages call these.
+    pub files: Files,
+}
+
+impl Run<'_> {
+    /// Trains `model`, whose working graph is `graph` (see [`import`]): the model with new values
+    /// in the trained tensors, and the report.
+    ///
+    /// When `cancel` is raised, the state is kept in the checkpoint, if there is one to be kept;
+    /// see [`Plan::end`] for when all went well.
+    pub fn run(
+        mut self,
+        mut model: Model,
+        mut graph: Graph,
+        progress: &dyn Progress,
+        cancel: &Cancel,
+    ) -> Result<(Model, Report)> {
+        let start = Instant::now();
+        let in_model = || self.files.model.clone();
+        let samples = self.samples;
+        declare_baked_batch(&mut graph, samples, evaluate::BATCH, cancel).context(in_model)?;
+        if let Some(teacher) = &mut self.teacher {
+            let name = self.files.teacher.clone().unwrap_or_default();
+            declare_baked_batch(teacher, samples, evaluate::BATCH, cancel).context(|| name)?;
+        }
+        let (this, in_model) = (&self, || self.files.model.clone());
+        let teacher = this.teacher.as_ref();
+        let options = this.plan.options_for(samples.rows())?;
+        let source = Graph::from_model(&model).context(in_model)?;
+        let judge = Judge::new(&graph, this.evaluation, &options)?;
+        let alone = held_alone(&source, &graph);
+        let tuner = Tuner::new(&graph, teacher, alone, samples, &options, cancel);
+        let mut tuner = tuner.map_err(|e| match e.kind() {
+            ErrorKind::Data => e.context(this.files.data.clone()),
+            _ => e.context(in_model()),
+        })?;
+        let identity = this.identity(&graph, &options)?;
+        let log = Log::default();
+        let mut course = Course { plan: this.plan, tuner: &mut tuner, identity, log };
+        course.resume()?;
+        let before = judge.quality(&graph, cancel)?;
+        let training = course.train(&judge, progress, cancel)?;
+        let log = course.log;
+        let mut tensors = Vec::new();
+        for (name, new) in tuner.trainer().result().tensors() {
+            let file = &source.initializers[name];
+            model.replace_tensor(name, &new.to_floats(file.element_type())?).context(in_model)?;
+            tensors.push(row(name, &graph.initializers[name], new));
+        }
+        // The last step of every run is evaluated.
+        let after = log.history.last().and_then(|entry| entry.evaluation);
+        let taught = teacher.map(|t| judge.quality(t, cancel)).transpose()?.flatten();
+        cancel.check()?;
+        let report = Report {
+            schema: SCHEMA.into(),
+            hone_version: env!("CARGO_PKG_VERSION").into(),
+            files: this.files.clone(),
+            options: settings(&options, samples),
+            tensors,
+            evaluation: before.zip(after).map(|(before, after)| Evaluation {
+                samples: this.evaluation.map_or(0, Samples::rows) as u64,
+                before,
+                after,
+                teacher: taught,
+            }),
+            history: log.history,
+            training_seconds: training.seconds,
+            training_steps: training.steps,
+            total_seconds: start.elapsed().as_secs_f64(),
+            peak_memory_bytes: sys::peak_memory_bytes(),
+        };
+        Ok((model, report))
+    }
+
+    fn identity(&self, graph: &Graph, options: &TuneOptions) -> Result<Identity> {
+        if self.plan.checkpoint.is_none() {
+            return Ok(Identity::new());
+        }
+        let of_graph =
+            |graph: &Graph| graph.to_bytes().map(|b| checkpoint::fingerprint_of_bytes(&b));
+        let mut identity = options.identity();
+        identity.insert("model".into(), of_graph(graph)?);
+        identity.insert("data".into(), checkpoint::fingerprint(self.samples));
+        if let Some(teacher) = &self.teacher {
+            identity.insert("teacher".into(), of_graph(teacher)?);
+        }
+        Ok(identity)
     }
 }
 
@@ -214,8 +263,8 @@ pub fn held_alone<'g>(source: &'g Graph, graph: &'g Graph) -> impl Fn(&str) -> b
 }
 
 /// A run in progress.
-struct Run<'r, 'g> {
-    job: &'r Job,
+struct Course<'r, 'g> {
+    plan: &'r Plan,
     tuner: &'r mut Tuner<'g>,
     identity: Identity,
     log: Log,
@@ -236,10 +285,10 @@ struct Training {
     steps: u64,
 }
 
-impl Run<'_, '_> {
+impl Course<'_, '_> {
     /// Goes on from the checkpoint, if there is one.
     fn resume(&mut self) -> Result<()> {
-        let Some(path) = &self.job.checkpoint else { return Ok(()) };
+        let Some(path) = &self.plan.checkpoint else { return Ok(()) };
         let trainer = self.tuner.trainer_mut();
         let log = checkpoint::read(path, &self.identity, |from| trainer.restore(from))?;
         if let Some(log) = log {
@@ -251,7 +300,7 @@ impl Run<'_, '_> {
     }
 
     fn keep(&self) -> Result<()> {
-        let Some(path) = &self.job.checkpoint else { return Ok(()) };
+        let Some(path) = &self.plan.checkpoint else { return Ok(()) };
         let log = serde_json::to_string(&self.log).expect("plain data has a JSON form");
         checkpoint::write(path, &self.identity, &log, |to| self.tuner.trainer().save(to))
     }
@@ -263,7 +312,7 @@ impl Run<'_, '_> {
         cancel: &Cancel,
     ) -> Result<Training> {
         let total = self.tuner.options().steps;
-        let every = match self.job.evaluate_every {
+        let every = match self.plan.evaluate_every {
             0 => total.div_ceil(10),
             every => every,
         };
@@ -288,7 +337,7 @@ impl Run<'_, '_> {
                 };
                 progress.say(&self.enter(step, figures, quality).to_string());
             }
-            if step.is_multiple_of(self.job.checkpoint_every.max(1)) {
+            if step.is_multiple_of(self.plan.checkpoint_every.max(1)) {
                 self.keep()?;
             }
         }
@@ -297,7 +346,7 @@ impl Run<'_, '_> {
 
     /// The error that ends the run; when it was asked to stop, its state is kept.
     fn stopped(&self, e: Error) -> Error {
-        let Some(path) = self.job.checkpoint.as_ref().filter(|_| e.kind() == ErrorKind::Cancelled)
+        let Some(path) = self.plan.checkpoint.as_ref().filter(|_| e.kind() == ErrorKind::Cancelled)
         else {
             return e.context(format!("step {}", self.tuner.steps() + 1));
         };

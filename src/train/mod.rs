@@ -22,7 +22,7 @@ mod tuner;
 mod workers;
 
 pub use graph::StepGraph;
-pub use job::{Job, Length, held_alone};
+pub use job::{Job, Length, Plan, Run, held_alone};
 pub use objective::{Distillation, Loss, Objective};
 pub use parameters::Parameters;
 pub use select::Trained;

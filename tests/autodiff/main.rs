@@ -13,6 +13,7 @@ mod matmul;
 mod node_cases;
 mod norm;
 mod pool;
+mod recurrent;
 mod reduce;
 mod resize;
 mod shape;

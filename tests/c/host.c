@@ -76,7 +76,7 @@ static void handlers_are_as_before(void) {
     known = 1;
 }
 
-static void signals_and_forks(const char *model_path, const char *samples_path) {
+static void signals_and_forks(const char *model_path, const char *samples_path, const char *mam) {
     hone_engine *engine;
     hone_model *model;
     hone_samples *samples;
@@ -84,6 +84,10 @@ static void signals_and_forks(const char *model_path, const char *samples_path) 
     OK(hone_engine_open(NULL, NULL, &engine));
     OK(hone_model_load(engine, model_path, &model));
     OK(hone_samples_load(model, samples_path, NULL, &samples));
+    hone_model *table;
+    hone_scorer *scorer, *other = NULL;
+    OK(hone_model_load(engine, mam, &table));
+    OK(hone_scorer_new(table, NULL, NULL, &scorer));
     OPTIONS(hone_prune_options, how);
     how.sparsity = 0.5;
     how.gradients = 1000000;
@@ -105,6 +109,17 @@ static void signals_and_forks(const char *model_path, const char *samples_path) 
         alarm(20); /* A child that hangs ends by SIGALRM. */
         hone_job *another = NULL;
         FAILS(UNAVAILABLE, "forked", hone_prune(model, samples, &how, &another));
+        FAILS(UNAVAILABLE, "forked", hone_finetune(model, samples, NULL, &another));
+        FAILS(UNAVAILABLE, "forked", hone_evaluate(model, model, samples, NULL, &another));
+        int64_t rows[20][3] = {{0}};
+        double log_p;
+        hone_model *again = NULL;
+        FAILS(UNAVAILABLE, "forked", hone_mam_train(engine, rows[0], 20, 3, NULL, &another));
+        FAILS(UNAVAILABLE, "forked", hone_scorer_score(scorer, rows[0], 1, NULL, &log_p));
+        FAILS(UNAVAILABLE, "forked", hone_scorer_sample(scorer, 1, NULL, rows[0], NULL));
+        FAILS(UNAVAILABLE, "forked", hone_scorer_check(scorer, rows[0], 1, NULL, &another));
+        FAILS(UNAVAILABLE, "forked", hone_scorer_new(table, NULL, NULL, &other));
+        FAILS(UNAVAILABLE, "forked", hone_model_load(engine, model_path, &again));
         FAILS(UNAVAILABLE, "forked", hone_job_wait(job, -1, NULL));
         FAILS(UNAVAILABLE, "forked", hone_job_progress(job, &now));
         hone_job_cancel(job);
@@ -119,6 +134,8 @@ static void signals_and_forks(const char *model_path, const char *samples_path) 
     OK(hone_job_wait(job, 0, &state));
     CHECK(state == HONE_JOB_STATE_CANCELLED);
     hone_job_free(job);
+    hone_scorer_free(scorer);
+    hone_model_free(table);
     hone_samples_free(samples);
     hone_model_free(model);
 }
@@ -148,7 +165,7 @@ static void runtime_of_host(void) {
 }
 
 int main(int argc, char **argv) {
-    CHECK(argc == 4);
+    CHECK(argc == 5);
     /* Whatever is printed, by the library or by ONNX Runtime, shows in this file. */
     char path[4096];
     snprintf(path, sizeof path, "%s/printed-%s", argv[3], argv[0] == NULL ? "" : strrchr(argv[0], '/') + 1);
@@ -157,7 +174,7 @@ int main(int argc, char **argv) {
     CHECK(freopen(path, "w", stdout) != NULL && dup2(1, 2) == 2);
     runtime_of_host();
     logs();
-    signals_and_forks(argv[1], argv[2]);
+    signals_and_forks(argv[1], argv[2], argv[4]);
     fflush(stdout);
     CHECK(ftell(stdout) == 0 && lseek(1, 0, SEEK_END) == 0);
     dup2(out, 1);

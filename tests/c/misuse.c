@@ -59,6 +59,10 @@ static void null_handles(void) {
           hone_samples_from_tensors(NULL, NULL, 0, NULL, NULL, &samples));
     FAILS(INVALID_ARGUMENT, "`model`", hone_prune(NULL, NULL, NULL, &job));
     FAILS(INVALID_ARGUMENT, "`model`", hone_evaluate(NULL, NULL, NULL, NULL, &job));
+    FAILS(INVALID_ARGUMENT, "`model`", hone_finetune(NULL, NULL, NULL, &job));
+    FAILS(INVALID_ARGUMENT, "`engine`", hone_mam_train(NULL, NULL, 0, 0, NULL, &job));
+    FAILS(INVALID_ARGUMENT, "`model`", hone_model_weights(NULL, &weight, 1));
+    FAILS(INVALID_ARGUMENT, "`model`", hone_model_with_weights(NULL, &weight, 1, &model));
     FAILS(INVALID_ARGUMENT, "`job`", hone_job_wait(NULL, 0, &state));
     FAILS(INVALID_ARGUMENT, "`job`", hone_job_progress(NULL, &progress));
     FAILS(INVALID_ARGUMENT, "`job`", hone_job_result(NULL));

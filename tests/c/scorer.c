@@ -62,7 +62,9 @@ static void distributions(hone_scorer *scorer) {
     int64_t rows[2][L] = {{-1, 1, -1}, {0, 9, 0}};
     double out[2][L][K];
     for (uint32_t half = 0; half < 3; half++) {
-        OK(hone_scorer_distributions(scorer, rows[0], 2, half, out[0][0], 2 * L * K));
+        OPTIONS(hone_score_options, how);
+        how.half = half;
+        OK(hone_scorer_distributions(scorer, rows[0], 2, &how, out[0][0], 2 * L * K));
         CHECK(out[0][1][1] == 0 && isinf(out[0][1][0]) && isnan(out[1][2][1]));
         for (int site = 0; site < L; site += 2) {
             for (int value = 0; value < K; value++) {
@@ -73,10 +75,13 @@ static void distributions(hone_scorer *scorer) {
         }
     }
     FAILS(INVALID_DATA, "site 1",
-          hone_scorer_distributions(scorer, rows[1], 1, 0, out[0][0], L * K));
+          hone_scorer_distributions(scorer, rows[1], 1, NULL, out[0][0], L * K));
+    OPTIONS(hone_score_options, how);
+    how.half = 5;
     FAILS(INVALID_ARGUMENT, "hone_half",
-          hone_scorer_distributions(scorer, rows[0], 1, 5, out[0][0], L * K));
-    FAILS(INVALID_ARGUMENT, "length 5", hone_scorer_distributions(scorer, rows[0], 1, 0, out[0][0], 5));
+          hone_scorer_distributions(scorer, rows[0], 1, &how, out[0][0], L * K));
+    FAILS(INVALID_ARGUMENT, "length 5",
+          hone_scorer_distributions(scorer, rows[0], 1, NULL, out[0][0], 5));
 }
 
 static void draws(hone_scorer *scorer) {
@@ -88,7 +93,7 @@ static void draws(hone_scorer *scorer) {
         how.seed = 5;
         how.sweeps = sweeps;
         for (int i = 0; i < N; i++) rows[i][0] = 1, rows[i][1] = rows[i][2] = -1;
-        OK(hone_scorer_sample(scorer, rows[0], N, &how, drawn[0], log_q));
+        OK(hone_scorer_impute(scorer, rows[0], N, &how, drawn[0], log_q));
         double ones = 0;
         for (int i = 0; i < N; i++) {
             CHECK(drawn[i][0] == 1 && drawn[i][1] >= 0 && drawn[i][2] >= 0);
@@ -98,13 +103,70 @@ static void draws(hone_scorer *scorer) {
         /* Four standard errors. */
         double p = 7.0 / (2 + 2 + 5 + 7);
         CHECK(fabs(ones - p) < 4 * sqrt(p * (1 - p) / N));
-        OK(hone_scorer_sample(scorer, rows[0], N, &how, again[0], NULL));
+        OK(hone_scorer_impute(scorer, rows[0], N, &how, again[0], NULL));
         CHECK(memcmp(drawn, again, sizeof drawn) == 0);
+        /* Draws of one row are those of the row as often as there are draws. */
+        how.draws = N;
+        OK(hone_scorer_impute(scorer, rows[0], 1, &how, again[0], NULL));
+        CHECK(memcmp(drawn, again, sizeof drawn) == 0);
+        how.draws = 0;
+        how.first_draw = 7;
+        OK(hone_scorer_impute(scorer, rows[7], 5, &how, again[0], NULL));
+        CHECK(memcmp(drawn[7], again, 5 * sizeof again[0]) == 0);
     }
     rows[0][1] = 5;
-    OK(hone_scorer_sample(scorer, rows[0], 2, NULL, drawn[0], log_q));
+    OK(hone_scorer_impute(scorer, rows[0], 2, NULL, drawn[0], log_q));
     CHECK(drawn[0][0] == -1 && isnan(log_q[0]) && drawn[1][0] == 1);
-    FAILS(INVALID_DATA, "site 1", hone_scorer_sample(scorer, rows[0], 1, NULL, drawn[0], log_q));
+    FAILS(INVALID_DATA, "site 1", hone_scorer_impute(scorer, rows[0], 1, NULL, drawn[0], log_q));
+
+    /* Out of nothing, in an order of the caller's. */
+    OPTIONS(hone_sample_options, how);
+    uint32_t order[L] = {2, 0, 1};
+    how.order = order;
+    how.order_count = L;
+    OK(hone_scorer_sample(scorer, N, &how, drawn[0], log_q));
+    double ones = 0;
+    for (int i = 0; i < N; i++) {
+        CHECK(near(log_q[i], log(exact(drawn[i]))));
+        ones += (double)drawn[i][2] / N;
+    }
+    int64_t last[L] = {-1, -1, 1};
+    double p = exact(last);
+    CHECK(fabs(ones - p) < 4 * sqrt(p * (1 - p) / N));
+    how.order_count = 2;
+    FAILS(INVALID_ARGUMENT, "order", hone_scorer_sample(scorer, 1, &how, drawn[0], NULL));
+    how.order = NULL;
+    how.sweeps = 1;
+    FAILS(INVALID_ARGUMENT, "hone_scorer_impute", hone_scorer_sample(scorer, 1, &how, drawn[0], NULL));
+    how.sweeps = 0;
+    how.temperature = -1;
+    FAILS(INVALID_ARGUMENT, "temperature", hone_scorer_sample(scorer, 1, &how, drawn[0], NULL));
+    FAILS(INVALID_ARGUMENT, "too many", hone_scorer_sample(scorer, (size_t)-1, NULL, drawn[0], NULL));
+    OK(hone_scorer_sample(scorer, 0, NULL, NULL, NULL));
+}
+
+/* A mask hides values as -1 does, for every question. */
+static void masks(hone_scorer *scorer) {
+    int64_t rows[2][L] = {{1, 9, 1}, {0, 1, 1}}, hidden[2][L] = {{1, -1, 1}, {-1, 1, -1}};
+    unsigned char known[2][L] = {{1, 0, 1}, {0, 1, 0}}, given[2][L] = {{1, 0, 0}, {0, 0, 0}};
+    double a[2 * L * K], b[2 * L * K];
+    int64_t drawn[2][L], again[2][L];
+    OPTIONS(hone_score_options, how);
+    how.known = known[0];
+    OK(hone_scorer_score(scorer, rows[0], 2, &how, a));
+    OK(hone_scorer_score(scorer, hidden[0], 2, NULL, b));
+    CHECK(a[0] == b[0] && a[1] == b[1] && near(a[0], log(exact(hidden[0]))));
+    OK(hone_scorer_condition(scorer, rows[0], given[0], 2, &how, a));
+    OK(hone_scorer_condition(scorer, hidden[0], given[0], 2, NULL, b));
+    CHECK(a[0] == b[0] && a[1] == b[1]);
+    OK(hone_scorer_distributions(scorer, rows[0], 2, &how, a, 2 * L * K));
+    OK(hone_scorer_distributions(scorer, hidden[0], 2, NULL, b, 2 * L * K));
+    CHECK(memcmp(a, b, sizeof a) == 0);
+    OPTIONS(hone_sample_options, draw);
+    OK(hone_scorer_impute(scorer, hidden[0], 2, &draw, again[0], NULL));
+    draw.known = known[0];
+    OK(hone_scorer_impute(scorer, rows[0], 2, &draw, drawn[0], NULL));
+    CHECK(memcmp(drawn, again, sizeof drawn) == 0 && drawn[0][0] == 1 && drawn[1][1] == 1);
 }
 
 /* θ and φ of this model are the same probabilities. */
@@ -148,9 +210,12 @@ static void misuse(hone_engine *engine, hone_scorer *scorer, const char *no_mam)
     FAILS(INVALID_ARGUMENT, "too many", hone_scorer_score(scorer, row, (size_t)-1, NULL, out));
     FAILS(INVALID_ARGUMENT, "`given`", hone_scorer_condition(scorer, row, NULL, 1, NULL, out));
     FAILS(INVALID_ARGUMENT, "`scorer`", hone_scorer_condition(NULL, row, given, 1, NULL, out));
-    FAILS(INVALID_ARGUMENT, "`scorer`", hone_scorer_distributions(NULL, row, 1, 0, out, L * K));
-    FAILS(INVALID_ARGUMENT, "`scorer`", hone_scorer_sample(NULL, row, 1, NULL, row, out));
-    FAILS(INVALID_ARGUMENT, "`out`", hone_scorer_sample(scorer, row, 1, NULL, NULL, out));
+    FAILS(INVALID_ARGUMENT, "`scorer`", hone_scorer_distributions(NULL, row, 1, NULL, out, L * K));
+    FAILS(INVALID_ARGUMENT, "`scorer`", hone_scorer_sample(NULL, 1, NULL, row, out));
+    FAILS(INVALID_ARGUMENT, "`out`", hone_scorer_sample(scorer, 1, NULL, NULL, out));
+    FAILS(INVALID_ARGUMENT, "`scorer`", hone_scorer_impute(NULL, row, 1, NULL, row, out));
+    FAILS(INVALID_ARGUMENT, "`rows`", hone_scorer_impute(scorer, NULL, 1, NULL, row, out));
+    FAILS(INVALID_ARGUMENT, "`out`", hone_scorer_impute(scorer, row, 1, NULL, NULL, out));
     FAILS(INVALID_ARGUMENT, "`scorer`", hone_scorer_inspect(NULL, &report));
     hone_job *job = NULL;
     FAILS(INVALID_ARGUMENT, "`scorer`", hone_scorer_check(NULL, row, 1, NULL, &job));
@@ -183,6 +248,7 @@ int main(int argc, char **argv) {
     scores(scorer);
     distributions(scorer);
     draws(scorer);
+    masks(scorer);
     agreement(scorer);
     misuse(engine, scorer, argv[2]);
     hone_engine_free(engine);

@@ -1,6 +1,6 @@
-/* Eight threads that submit, watch, cancel, wait, step, query and free at random.
+/* Eight threads that score, draw, submit, watch, cancel, wait, step, query and free at random.
  *
- *     stress MODEL SAMPLES SECONDS
+ *     stress MODEL SAMPLES MAM SECONDS
  */
 #include "check.h"
 
@@ -14,8 +14,11 @@ static hone_model *model;
 static hone_samples *samples;
 static hone_optimizer *optimizer;
 static hone_fisher *fisher;
+static hone_model *table;
+static hone_scorer *scorer;
+static double certain;
 static time_t end;
-static long long submitted, drops, ended[5];
+static long long submitted, drops, scored, ended[5];
 
 static void seen(void *context, const hone_progress *progress) {
     CHECK(context == &submitted && progress->state < 5);
@@ -51,6 +54,26 @@ static hone_job *submit(unsigned long long *random) {
     return job;
 }
 
+/* Asks the shared scorer, or one of this thread's own that goes away at once. */
+static void score(unsigned long long *random) {
+    int64_t rows[5][3], drawn[5][3];
+    double log_p[5];
+    hone_scorer *own = NULL;
+    OPTIONS(hone_scorer_options, how);
+    how.threads = 1 + (uniform(random) < 0);
+    how.batch = 2;
+    if (uniform(random) < -0.9f) OK(hone_scorer_new(table, NULL, &how, &own));
+    const hone_scorer *asked = own != NULL ? own : scorer;
+    for (int i = 0; i < 15; i++) rows[i / 3][i % 3] = (int64_t)(1.5f + 1.49f * uniform(random)) - 1;
+    for (int i = 0; i < 3; i++) rows[2][i] = 1;
+    OK(hone_scorer_score(asked, rows[0], 5, NULL, log_p));
+    CHECK(log_p[2] == certain); /* Whatever the rows beside it. */
+    OK(hone_scorer_impute(asked, rows[0], 5, NULL, drawn[0], log_p));
+    for (int i = 0; i < 15; i++) CHECK(rows[i / 3][i % 3] < 0 || drawn[i / 3][i % 3] == rows[i / 3][i % 3]);
+    hone_scorer_free(own);
+    __atomic_add_fetch(&scored, 1, __ATOMIC_RELAXED);
+}
+
 static void act(hone_job **slot, unsigned long long *random) {
     float weights[D] = {0}, gradient[D], product[D];
     double diagonal[D];
@@ -58,7 +81,7 @@ static void act(hone_job **slot, unsigned long long *random) {
     OPTIONS(hone_progress, progress);
     hone_report *report = NULL;
     for (int i = 0; i < D; i++) gradient[i] = uniform(random);
-    switch ((int)(4.5f + 4.4f * uniform(random))) {
+    switch ((int)(5.0f + 4.99f * uniform(random))) {
     case 0:
         if (*slot == NULL) *slot = submit(random);
         break;
@@ -83,7 +106,8 @@ static void act(hone_job **slot, unsigned long long *random) {
         break;
     case 6: OK(hone_optimizer_step(optimizer, weights, gradient, D)); break;
     case 7: OK(hone_fisher_apply(fisher, gradient, product, D)); break;
-    default: OK(hone_fisher_diagonal(fisher, diagonal, D)); break;
+    case 8: OK(hone_fisher_diagonal(fisher, diagonal, D)); break;
+    default: score(random); break;
     }
 }
 
@@ -101,8 +125,7 @@ static void *play(void *seed) {
 }
 
 int main(int argc, char **argv) {
-    CHECK(argc == 4);
-    end = time(NULL) + atoi(argv[3]);
+    CHECK(argc == 5);
     OPTIONS(hone_engine_options, how);
     how.jobs = 2;
     OK(hone_engine_open(NULL, &how, &engine));
@@ -125,6 +148,12 @@ int main(int argc, char **argv) {
     OK(hone_fisher_new(gradients, NULL, &fisher));
     hone_gradients_free(gradients);
 
+    OK(hone_model_load(engine, argv[3], &table));
+    OK(hone_scorer_new(table, NULL, NULL, &scorer));
+    int64_t ones[3] = {1, 1, 1};
+    OK(hone_scorer_score(scorer, ones, 1, NULL, &certain));
+
+    end = time(NULL) + atoi(argv[4]);
     pthread_t threads[THREADS];
     for (size_t i = 0; i < THREADS; i++) {
         CHECK(pthread_create(&threads[i], NULL, play, (void *)(i + 1)) == 0);
@@ -132,13 +161,15 @@ int main(int argc, char **argv) {
     for (int i = 0; i < THREADS; i++) CHECK(pthread_join(threads[i], NULL) == 0);
     hone_model_free(model);
     hone_samples_free(samples);
+    hone_model_free(table);
     hone_engine_free(engine);
+    hone_scorer_free(scorer);
     hone_fisher_free(fisher);
-    printf("%llu steps; %lld jobs: %lld completed, %lld cancelled\n",
-           (unsigned long long)hone_optimizer_steps(optimizer), submitted,
+    printf("%llu steps, %lld scores; %lld jobs: %lld completed, %lld cancelled\n",
+           (unsigned long long)hone_optimizer_steps(optimizer), scored, submitted,
            ended[HONE_JOB_STATE_COMPLETED], ended[HONE_JOB_STATE_CANCELLED]);
     hone_optimizer_free(optimizer);
-    CHECK(submitted > 0 && drops == submitted);
+    CHECK(scored > 0 && submitted > 0 && drops == submitted);
     CHECK(ended[HONE_JOB_STATE_COMPLETED] > 0 && ended[HONE_JOB_STATE_CANCELLED] > 0);
     CHECK(ended[HONE_JOB_STATE_FAILED] == 0);
     CHECK(ended[HONE_JOB_STATE_COMPLETED] + ended[HONE_JOB_STATE_CANCELLED] == submitted);

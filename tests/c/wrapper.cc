@@ -1,6 +1,7 @@
 // The C++ wrapper: owners, exceptions, observers, timeouts.
 #include "check.h"
 
+#include <algorithm>
 #include <atomic>
 #include <hone.hpp>
 #include <type_traits>
@@ -95,6 +96,18 @@ void jobs(const char *model_path, const char *samples_path) {
     CHECK(judged.report().number("/divergence/agreement") <= 1);
     CHECK(code_of([&] { judged.model(); }) == HONE_CODE_CONFLICT);
 
+    auto short_run = hone::options<hone_finetune_options>();
+    short_run.steps = 2;
+    short_run.batch = 4;
+    short_run.window = 2;
+    auto tuning = hone::finetune(pruned, samples, short_run);
+    tuning.wait();
+    CHECK(tuning.report().number("/training_steps") == 2);
+    auto weights = tuning.model().weights();
+    CHECK(std::count(weights.begin(), weights.end(), 0.0f) * 2 >= static_cast<long>(weights.size()));
+    CHECK(model.with_weights(weights).weights() == weights);
+    CHECK(code_of([&] { model.with_weights({1}); }) == HONE_CODE_INVALID_ARGUMENT);
+
     how.gradients = 1000000;
     auto endless = hone::prune(model, samples, how);
     using namespace std::chrono_literals;
@@ -102,6 +115,42 @@ void jobs(const char *model_path, const char *samples_path) {
     endless.cancel();
     CHECK(endless.wait_for(1min) == HONE_JOB_STATE_CANCELLED);
     CHECK(code_of([&] { endless.wait(); }) == HONE_CODE_CANCELLED);
+}
+
+// A marginalization model from rows to answers.
+void mam() {
+    hone::Engine engine;
+    std::vector<std::int64_t> rows;
+    for (int i = 0; i < 64; i++) rows.insert(rows.end(), {i % 2, i % 2, i / 2 % 2});
+    auto how = hone::options<hone_mam_train_options>();
+    how.conditional_steps = how.marginal_steps = 20;
+    how.batch = 16;
+    how.hidden = 8;
+    how.layers = 1;
+    how.report_every = 10;
+    CHECK(code_of([&] { hone::train_mam(engine, rows, 5, how); }) == HONE_CODE_INVALID_ARGUMENT);
+    int events = 0;
+    auto job = hone::train_mam(engine, rows, 3, how, [&](const hone_progress &) { events++; });
+    job.wait();
+    CHECK(events > 4 && job.report().number("/length") == 3);
+    hone::Scorer scorer(job.model());
+    CHECK(scorer.length() == 3 && scorer.vocab() == 2);
+    std::vector<double> log_q;
+    CHECK(scorer.sample(5, hone::options<hone_sample_options>(), &log_q).size() == 15);
+    CHECK(log_q.size() == 5 && log_q[4] < 0);
+    auto draws = hone::options<hone_sample_options>();
+    draws.draws = 4;
+    const auto drawn = scorer.impute({1, -1, -1, -1, -1, 0}, draws, &log_q);
+    CHECK(drawn.size() == 24 && log_q.size() == 8 && drawn[9] == 1 && drawn[14] == 0);
+    auto by_phi = hone::options<hone_score_options>();
+    by_phi.half = HONE_HALF_PHI;
+    const std::vector<std::uint8_t> known{1, 0, 0};
+    by_phi.known = known.data();
+    CHECK(scorer.score({1, 7, 7}, by_phi) == scorer.score({1, -1, -1}));
+    CHECK(scorer.distributions({1, 7, 7}, by_phi).size() == 6);
+    auto checked = hone::check(scorer, {1, 1, 0, 0, 0, 1});
+    checked.wait();
+    CHECK(checked.report().number("/rows") == 2);
 }
 
 void logs() {
@@ -122,5 +171,6 @@ int main(int argc, char **argv) {
     logs();
     numbers();
     jobs(argv[1], argv[2]);
+    mam();
     return 0;
 }

@@ -8,15 +8,15 @@ use hone::mam::contract::Kind;
 
 use crate::tables::{Table, save};
 
-struct Run {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub struct Run {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 impl Run {
     #[track_caller]
-    fn fails(&self, code: i32, parts: &[&str]) {
+    pub fn fails(&self, code: i32, parts: &[&str]) {
         assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
         for part in parts {
             assert!(self.stderr.contains(part), "{part:?} is not in {}", self.stderr);
@@ -29,7 +29,7 @@ impl Run {
     }
 }
 
-fn mam(arguments: &[&str]) -> Run {
+pub fn mam(arguments: &[&str]) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hone"));
     command.arg("mam").args(arguments).stdin(Stdio::null());
     let Output { status, stdout, stderr } = command.output().unwrap();
@@ -37,7 +37,7 @@ fn mam(arguments: &[&str]) -> Run {
     Run { code: status.code(), stdout: text(stdout), stderr: text(stderr) }
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
@@ -110,10 +110,55 @@ fn files_and_options_that_cannot_be_are_named() {
 
 #[test]
 fn every_command_has_an_example() {
-    for name in ["inspect", "score", "condition", "sample", "impute", "check", "adapt"] {
+    for name in ["inspect", "score", "condition", "sample", "impute", "check", "adapt", "prune"] {
         let help = mam(&[name, "--help"]);
         assert_eq!(help.code, Some(0), "{}", help.stderr);
         assert!(help.stdout.contains(&format!("hone mam {name} ")), "{}", help.stdout);
         assert!(help.stdout.contains("Example"), "{}", help.stdout);
     }
+}
+
+#[test]
+fn pictures_tell_evidence_from_what_was_drawn() {
+    let table = Table::new(6, 2, 0.0, 0.0);
+    let mut contract = table.contract(Kind::Joint);
+    contract.shape = Some(vec![2, 3]);
+    let (folder, model) = save(&table.graph(&contract), &contract, "model.onnx");
+    let (model, file) = (text(&model), folder.path().join("grid.png"));
+    let run = mam(&["sample", model, "--count", "5", "--png", text(&file)]);
+    assert_eq!((run.code, run.lines().len()), (Some(0), 5), "{}", run.stderr);
+    let grid = image::open(&file).unwrap().into_rgb8();
+    // Three columns of two lines, 16 pixels a site, gaps of 3.
+    assert_eq!(grid.dimensions(), (3 * 51 + 3, 2 * 35 + 3));
+    let is_grey = |p: &image::Rgb<u8>| p.0[0] == p.0[1] && p.0[1] == p.0[2];
+    let cells = run.lines()[1]["values"].as_array().unwrap().clone();
+    for (site, value) in cells.iter().enumerate() {
+        let (x, y) = (51 + 3 + site as u32 % 3 * 16, 3 + site as u32 / 3 * 16);
+        let expected = if *value == 1 { 255 } else { 0 };
+        assert_eq!(grid.get_pixel(x + 15, y + 15).0, [expected; 3], "site {site}");
+    }
+    let rows = folder.path().join("rows.csv");
+    fs::write(&rows, "0,1,?,1,?,0\n1,1,1,0,0,?\n").unwrap();
+    let impute = ["impute", model, "--data", text(&rows), "--count", "2", "--png", text(&file)];
+    let run = mam(&impute);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let grid = image::open(&file).unwrap().into_rgb8();
+    assert_eq!(grid.dimensions(), (3 * 51 + 3, 2 * 35 + 3));
+    let at = |picture: u32, line: u32, site: u32| {
+        *grid.get_pixel(3 + picture * 51 + site % 3 * 16, 3 + line * 35 + site / 3 * 16)
+    };
+    let missing = at(0, 0, 2);
+    assert!(!is_grey(&missing) && at(0, 1, 5) == missing);
+    for picture in 0..3 {
+        assert_eq!((at(picture, 0, 1).0, at(picture, 0, 5).0), ([255; 3], [0; 3]));
+    }
+    for picture in 1..3 {
+        assert!(!is_grey(&at(picture, 0, 2)) && at(picture, 0, 2) != missing);
+    }
+    let run = mam(&["sample", model, "--count", "10000000", "--png", text(&file)]);
+    run.fails(2, &["--png", "too many"]);
+    contract.shape = None;
+    let (_folder, flat) = save(&table.graph(&contract), &contract, "flat.onnx");
+    let run = mam(&["sample", text(&flat), "--png", text(&file)]);
+    run.fails(2, &["--png", "no image", "mam.shape"]);
 }

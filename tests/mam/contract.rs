@@ -143,6 +143,12 @@ fn an_ordered_net_gives_whole_chains() {
     close(phi(0), expect(chain(&[1.0, 0.0], 0.0), chain(&[1.0, 0.0], 1.0)), 1e-6, "row 0");
     let full = [1.0, 1.0, 1.0];
     close(phi(1), expect(chain(&full, 2.0), chain(&full, 1.0)), 1e-6, "row 1");
+    // Each value by itself leads its own order.
+    let forward = ScoreOptions { orders: Orders::Forward, conflict: true, ..given };
+    let scores = mam.score(&all, &forward, &Cancel::new()).unwrap();
+    let apart: f64 = (0..3).map(|site| term(1.0, site as f64)).sum();
+    let conflict = scores[1].as_ref().unwrap().conflict.unwrap();
+    close(conflict, apart - chain(&full, 0.0), 1e-6, "conflict");
     // Evidence leads.
     let evidence = [false, true, false, false, false, false];
     let conditional =
@@ -151,6 +157,28 @@ fn an_ordered_net_gives_whole_chains() {
     close(chain.log_p, term(1.0, 1.0), 1e-6, "p(x_0 | x_1)");
     let error = mam.sample(&all, &SampleOptions::default(), &Cancel::new()).unwrap_err();
     assert!(error.to_string().contains("needs φ"), "{error}");
+}
+
+#[test]
+fn logits_of_known_sites_may_be_anything() {
+    let table = Table::new(3, 2, 0.0, 0.0);
+    let contract = table.contract(Kind::Conditional);
+    let mut nowhere = table.clone();
+    for code in 0..27 {
+        let row = nowhere.row_of(code);
+        for site in (0..3).filter(|&site| row[site] != MISSING) {
+            nowhere.phi[(code * 3 + site) * 2] = f64::NAN;
+        }
+    }
+    let mam = load(&nowhere.graph(&contract), &contract).unwrap();
+    let row = [1, 0, 1];
+    let found = score(&mam, &row, Method::Phi).phi.unwrap().log_p;
+    close(found, table.log_marginal(&row), 1e-5, "phi");
+    let bad = [MISSING; 3];
+    let code = nowhere.code(&bad);
+    nowhere.phi[(code * 3 + 1) * 2] = f64::INFINITY;
+    let error = load(&nowhere.graph(&contract), &contract).unwrap_err().to_string();
+    assert!(error.contains("infinite at site 1 of a row with all sites missing"), "{error}");
 }
 
 #[test]
@@ -212,6 +240,7 @@ fn violations_are_named() {
     refused(&|g| g.inputs[0].element = Some(ElementType::I32), &["must be int64", "int32"]);
     let extra = |g: &mut Graph| g.inputs.push(symbolic("t", ElementType::F32, &[]));
     refused(&extra, &["input \"t\"", "hone mam adapt"]);
+    refused(&|g| g.inputs.push(g.inputs[0].clone()), &["\"x\""]);
     refused(&|g| drop(g.outputs.remove(0)), &["kind joint", "\"log_p\""]);
     let cut = |g: &mut Graph| {
         let logits = g.outputs.iter_mut().find(|o| o.name == "logits").unwrap();

@@ -329,7 +329,7 @@ pub struct Inspect {
 #[command(after_help = "Example:\n  hone gradient examples/fashion/model.onnx \\\n      \
     --samples examples/fashion/calibration.npz --output backward.onnx\n\n\
     The graph takes the model's inputs and a cotangent for each differentiated output, and returns \
-    the outputs and\nthe gradients of the chosen values. The metadata `hone.seeds` and \
+    the outputs and the gradients of the chosen values. The metadata `hone.seeds` and \
     `hone.gradients` name them.")]
 pub struct Gradient {
     /// The model.

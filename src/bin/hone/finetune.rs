@@ -4,7 +4,9 @@ use hone::cancel::Cancel;
 use hone::error::{Error, ErrorKind, Result};
 use hone::mfac::Storage;
 use hone::mfac::optimizer::{Decay, Schedule, Settings};
-use hone::train::{Distillation, Job, Kind, Length, Loss, Trained, TuneOptions, WindowDamping};
+use hone::train::{
+    Distillation, Job, Kind, Length, Loss, Plan, Trained, TuneOptions, WindowDamping,
+};
 
 use crate::arguments::Finetune;
 use crate::terminal::Bars;
@@ -16,12 +18,14 @@ pub fn run(a: &Finetune, cancel: &Cancel) -> Result<()> {
         output: a.output.clone(),
         teacher: a.distill.clone(),
         evaluation: a.evaluation.clone(),
-        evaluate_every: a.evaluate_every.unwrap_or(0),
-        checkpoint: a.checkpoint.clone(),
-        checkpoint_every: a.checkpoint_every,
         reading: a.reading.options()?,
-        length: a.steps.map_or(Length::Epochs(a.epochs), Length::Steps),
-        options: options(a)?,
+        plan: Plan {
+            length: a.steps.map_or(Length::Epochs(a.epochs), Length::Steps),
+            evaluate_every: a.evaluate_every.unwrap_or(0),
+            checkpoint: a.checkpoint.clone(),
+            checkpoint_every: a.checkpoint_every,
+            options: options(a)?,
+        },
     };
     let bars = Bars::new();
     let report = job.run(&bars, cancel);

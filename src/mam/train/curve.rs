@@ -65,11 +65,12 @@ impl Curve {
         let mut panels = vec![panel("loss", None, &|r| r.loss)];
         match first.figures {
             Figures::Bits(_) => {
-                panels.push(panel("held-out bits per site of φ", None, &|r| bits(r)))
+                panels.push(panel("held-out bits per site of φ", None, &|r| r.figures.value()))
             }
             Figures::ThetaError(_) => {
-                panels
-                    .push(panel("held-out rms of log p_θ − log p_φ, nats", None, &|r| bits(r)))
+                panels.push(panel("held-out rms of log p_θ − log p_φ, nats", None, &|r| {
+                    r.figures.value()
+                }))
             }
             Figures::Energy(f) => {
                 let of = |value: fn(&crate::mam::train::EnergyFigures) -> f64| {
@@ -87,13 +88,6 @@ impl Curve {
             }
         }
         panels
-    }
-}
-
-fn bits(r: &TrainReport) -> f64 {
-    match r.figures {
-        Figures::Bits(value) | Figures::ThetaError(value) => value,
-        Figures::Energy(f) => f.bits,
     }
 }
 

@@ -20,8 +20,7 @@ use crate::mam::train::draw::{Draft, Live};
 use crate::mam::train::energy::Energy;
 use crate::mam::train::objective::{LOSS, Objective, Sample, uniform_log_z};
 use crate::mam::train::{
-    EnergyFigures, Figures, Run, Stage, TrainOptions, TrainReport, TrainedByEnergy, check, model,
-    stored,
+    EnergyFigures, Figures, Run, Stage, TrainOptions, TrainReport, TrainedByEnergy, model, stored,
 };
 use crate::onnx::Graph;
 use crate::train::{Parameters, Trainer};
@@ -62,7 +61,7 @@ pub fn train_by_energy(
     report: &mut dyn FnMut(&TrainReport),
     cancel: &Cancel,
 ) -> Result<TrainedByEnergy> {
-    check(options)?;
+    options.check_shared()?;
     if learning.steps == 0 {
         bail!(Usage, "steps must be at least 1");
     }

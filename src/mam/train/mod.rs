@@ -134,6 +134,33 @@ impl Default for TrainOptions {
     }
 }
 
+impl TrainOptions {
+    /// An error of kind `Usage` for options out of their range in maximum likelihood.
+    pub fn check(&self) -> Result<()> {
+        let o = self;
+        o.check_shared()?;
+        if o.batch > SHARD && !o.batch.is_multiple_of(SHARD) {
+            bail!(Usage, "a batch has up to {SHARD} rows or a multiple of that, not {}", o.batch);
+        }
+        if o.conditional_steps == 0 || o.marginal_steps == 0 {
+            bail!(Usage, "steps must be at least 1");
+        }
+        Ok(())
+    }
+
+    /// The same for what every training looks at.
+    fn check_shared(&self) -> Result<()> {
+        let size = self.size;
+        if size.hidden == 0 || size.layers == 0 || size.hidden > 1 << 16 || size.layers > 64 {
+            bail!(Usage, "a net has 1 to 64 layers of 1 to 65536 units");
+        }
+        if self.batch == 0 || self.report_every == 0 {
+            bail!(Usage, "a batch has at least 1 row, and reports are at least 1 step apart");
+        }
+        Ok(())
+    }
+}
+
 /// Where a run stands.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainReport {
@@ -160,6 +187,16 @@ pub enum Figures {
     ThetaError(f64),
     /// Stage 3.
     Energy(EnergyFigures),
+}
+
+impl Figures {
+    /// The measured number; of an energy E_q[log q − log f].
+    pub fn value(&self) -> f64 {
+        match self {
+            Figures::Bits(value) | Figures::ThetaError(value) => *value,
+            Figures::Energy(figures) => figures.free_energy,
+        }
+    }
 }
 
 /// How close a model is to an energy, in nats, by rows x drawn from φ along random orders σ with
@@ -210,6 +247,13 @@ pub struct Trained {
     pub theta_error: Residuals,
 }
 
+impl Trained {
+    /// The model as a file holds it.
+    pub fn model(&self) -> Result<Model> {
+        model(&self.graph, &self.contract)
+    }
+}
+
 /// What every training has.
 struct Run<'a> {
     contract: Contract,
@@ -238,7 +282,7 @@ pub fn train(
     report: &mut dyn FnMut(&TrainReport),
     cancel: &Cancel,
 ) -> Result<Trained> {
-    check(options)?;
+    options.check()?;
     let contract = Contract { kind: Kind::Joint, ..contract.clone() };
     let good = |rows: &Rows, what: &str| -> Result<Vec<Vec<i32>>> {
         let checked = rows.checked(&contract)?.into_iter().enumerate();
@@ -253,7 +297,6 @@ pub fn train(
     let held_out = held_out.slice(0..held_out.len().min(FINAL_ROWS));
     let run = Run { contract, options, start: Instant::now() };
     let task = Task { run, rows: learnt, held_out };
-    check_batch(options)?;
     let mut state = Checkpoint::new(checkpoint, task.run.identity(&task.data()))?;
     let log_p = task.log_frequencies();
 
@@ -270,27 +313,6 @@ pub fn train(
     let theta = networks::marginal(&task.run.contract, size, &log_p, 0.0, options.seed);
     let theta = marginals::train(&task, &phi, theta, &mut state, report, cancel)?;
     task.finished(&phi, &theta, cancel)
-}
-
-fn check(o: &TrainOptions) -> Result<()> {
-    if o.size.hidden == 0 || o.size.layers == 0 || o.size.hidden > 1 << 16 || o.size.layers > 64 {
-        bail!(Usage, "a net has 1 to 64 layers of 1 to 65536 units");
-    }
-    if o.batch == 0 || o.report_every == 0 {
-        bail!(Usage, "a batch has at least 1 row, and reports are at least 1 step apart");
-    }
-    Ok(())
-}
-
-/// What maximum likelihood asks for beyond.
-fn check_batch(o: &TrainOptions) -> Result<()> {
-    if o.batch > SHARD && !o.batch.is_multiple_of(SHARD) {
-        bail!(Usage, "a batch has up to {SHARD} rows or a multiple of that, not {}", o.batch);
-    }
-    if o.conditional_steps == 0 || o.marginal_steps == 0 {
-        bail!(Usage, "steps must be at least 1");
-    }
-    Ok(())
 }
 
 impl Run<'_> {

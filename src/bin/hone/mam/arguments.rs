@@ -33,6 +33,7 @@ pub enum MamCommand {
     Check(Check),
     Adapt(Adapt),
     Train(Train),
+    Prune(Prune),
 }
 
 /// The model and how it is run.
@@ -161,6 +162,10 @@ pub struct Drawing {
     /// Print the rows as text: pictures of two-valued models with a shape, texts of an alphabet.
     #[arg(long, conflicts_with = "output")]
     pub show: bool,
+    /// Also write the rows as a grid of pictures, of models with a shape of two sides. Behind
+    /// evidence stand its completions: what was given is grey, what was drawn blue to orange.
+    #[arg(long, value_name = "FILE")]
+    pub png: Option<PathBuf>,
     /// Where to write: .npy for the values alone, .csv, .txt, or JSON lines under any other name.
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -392,17 +397,88 @@ pub struct Train {
     pub threads: Option<u16>,
 }
 
+/// Prune a model by the losses of its halves, and set its answers beside those of the dense one.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hone mam prune examples/mam/digits.onnx \
+    --data examples/mam/train.npy --sparsity 0.5 --sparsity 0.9 \\\n      \
+    --evaluation examples/mam/test.npy --output pruned.onnx\n\n\
+    With several sparsities each goes into the name of its file: pruned-0.5.onnx. Of a model in \
+    two files,\ngive --output twice. The metadata are kept, log Z and bits per dimension are \
+    those of the pruned model.")]
+pub struct Prune {
+    #[command(flatten)]
+    pub files: Files,
+    /// Rows like those the model was trained on: .npy, .npz, .csv or .txt.
+    #[arg(long, value_name = "ROWS")]
+    pub data: PathBuf,
+    /// The fraction of each half's prunable weights to remove, such as 0.8. May be repeated.
+    #[arg(long, value_name = "FRACTION", required = true)]
+    pub sparsity: Vec<f64>,
+    /// Where to write the pruned model.
+    #[arg(short, long, value_name = "MODEL", required = true)]
+    pub output: Vec<PathBuf>,
+    /// Held-out rows to compare the dense and the pruned model on.
+    #[arg(long, value_name = "ROWS")]
+    pub evaluation: Option<PathBuf>,
+    /// Where to write the report as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    #[command(flatten)]
+    pub reading: ReadingRows,
+    /// Orders of φ's chains in the comparison.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub orders: u32,
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// mfac, or magnitude as a baseline.
+    #[arg(long, default_value = "mfac", value_parser = ["mfac", "magnitude"])]
+    #[arg(help_heading = "Which weights")]
+    pub method: String,
+    /// One threshold for all layers of a half (global), or the same sparsity in each (layer).
+    #[arg(long, default_value = "global", value_parser = ["global", "layer"])]
+    #[arg(help_heading = "Which weights")]
+    pub scope: String,
+    /// Tensors to leave alone; * stands for any characters. May be repeated.
+    #[arg(long, value_name = "NAME", help_heading = "Which weights")]
+    pub skip: Vec<String>,
+    /// What is differentiated at random masks: outputs (random cotangents), sampled (φ's
+    /// cross-entropy with values of its own), or training (both halves' losses).
+    #[arg(long, default_value = "outputs", value_parser = ["outputs", "sampled", "training"])]
+    #[arg(help_heading = "M-FAC")]
+    pub fisher: String,
+    /// How often gradients are taken anew on the way to the sparsity.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(help_heading = "M-FAC")]
+    pub stages: u32,
+    /// Gradients per stage (m).
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(value_name = "M", help_heading = "M-FAC")]
+    pub gradients: u32,
+    /// Weights per Fisher block.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(value_name = "WEIGHTS", help_heading = "M-FAC")]
+    pub block: u32,
+    /// Damping λ as a fraction of the layer's mean Fisher diagonal.
+    #[arg(long, default_value_t = 0.01, value_name = "FRACTION", help_heading = "M-FAC")]
+    pub damping: f64,
+}
+
 impl Files {
     /// Loads the model and says what is odd about it.
     pub fn load(&self, cancel: &Cancel) -> Result<Mam> {
-        let options = LoadOptions {
+        let mam = Mam::load(&self.model, self.options(), cancel)?;
+        mam.warnings().iter().for_each(|w| log::warn!("{w}"));
+        Ok(mam)
+    }
+
+    /// How the model is run.
+    pub fn options(&self) -> LoadOptions {
+        LoadOptions {
             device: self.running.device,
             threads: self.running.threads(),
             batch: self.batch as usize,
-        };
-        let mam = Mam::load(&self.model, options, cancel)?;
-        mam.warnings().iter().for_each(|w| log::warn!("{w}"));
-        Ok(mam)
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Value as Json, json};
 
 use super::answers::Answers;
 use super::arguments::{Drawing, Impute, Sample};
+use super::pictures::Pictures;
 use super::{SLICE, usage};
 use crate::terminal::Bars;
 
@@ -91,6 +92,10 @@ fn draw(
     let contract = mam.contract();
     let form = form(d, contract)?;
     let total = evidence.len() as u64 * count;
+    let mut pictures = match &d.png {
+        Some(path) => Some(Pictures::new(path, contract, evidence, count)?),
+        None => None,
+    };
     let file = d.output.as_deref().filter(|_| form != Form::Npy);
     let mut answers = Answers::new(file)?;
     let mut kept: Vec<i64> = Vec::new();
@@ -106,6 +111,9 @@ fn draw(
         let rows = Rows::new(evidence.length(), (start..end).flat_map(source).collect())?;
         for (i, drawn) in (start..end).zip(ask(&rows, start)?) {
             let row = (i / count) as usize;
+            if let (Some(pictures), Ok(sample)) = (&mut pictures, &drawn) {
+                pictures.draw(row, i % count, &sample.values);
+            }
             match (form, drawn) {
                 (Form::Json, drawn) => answers.row(drawn.map(|s| json(&s, row, contract)))?,
                 (_, Err(e)) => {
@@ -141,6 +149,9 @@ fn draw(
     bars.finish();
     if let (Form::Npy, Some(path)) = (form, &d.output) {
         write_npy(path, &Rows::new(evidence.length(), kept)?, contract)?;
+    }
+    if let Some(pictures) = pictures {
+        pictures.save()?;
     }
     answers.finish()
 }

@@ -69,6 +69,12 @@ fn text(mam: &Mam) -> String {
         let sides: Vec<String> = shape.iter().map(usize::to_string).collect();
         text += &format!("shape {}\n", sides.join(" x "));
     }
+    if let Some(alphabet) = &c.alphabet {
+        text += &format!("alphabet {alphabet:?}\n");
+    }
+    if let Some(pad) = c.pad_id {
+        text += &format!("short rows are filled with value {pad}\n");
+    }
     if let Some(states) = c.states() {
         text += &format!("{states} states\n");
     }
@@ -89,7 +95,7 @@ fn text(mam: &Mam) -> String {
             true => "normalised by construction",
             false => "not normalised by construction: see `hone mam check`",
         };
-        text += &format!("log Z = f(all missing) = {z:.6}; theta is {trust}\n");
+        text += &format!("log Z = f(all missing) = {z:.6} ({}); theta is {trust}\n", c.z_kind);
     }
     for (key, value) in &c.notes {
         text += &format!("{key}: {value}\n");

@@ -4,6 +4,8 @@ mod answers;
 pub mod arguments;
 mod draw;
 mod inspect;
+mod pictures;
+mod prune;
 mod train;
 
 use std::ops::Range;
@@ -12,8 +14,8 @@ use hone::cancel::Cancel;
 use hone::error::{Error, ErrorKind, Result};
 use hone::mam::contract::{Contract, Kind, Trained};
 use hone::mam::{
-    ChainScore, CheckOptions, Conditional, Consistency, Foreign, Mam, Method, Normaliser, Orders,
-    Residuals, Rows, SampleOptions, ScoreOptions, SiteDistribution, Source,
+    ChainScore, CheckOptions, Conditional, Consistency, Foreign, LARGEST_TAIL, Mam, Method,
+    Normaliser, Orders, Residuals, Rows, SampleOptions, ScoreOptions, SiteDistribution, Source,
 };
 use hone::onnx::{Graph, Model};
 use hone::prune::Progress;
@@ -39,6 +41,7 @@ pub fn run(a: &MamArguments, cancel: &Cancel) -> Result<()> {
         MamCommand::Check(a) => check(a, cancel),
         MamCommand::Adapt(a) => adapt(a),
         MamCommand::Train(a) => train::run(a, cancel),
+        MamCommand::Prune(a) => prune::run(a, cancel),
     }
 }
 
@@ -82,9 +85,8 @@ fn correction(mam: &Mam, draws: usize, seed: u64, cancel: &Cancel) -> Result<Nor
     eprintln!("{}", normaliser_text(&found));
     if !found.is_reliable() {
         log::warn!(
-            "the correction rests on {:.0} effective draws, too few to rely on; raise --correct, \
-             or use --method phi",
-            found.effective
+            "the correction is not to be relied on: {}; raise --correct, or use --method phi",
+            doubt(&found)
         );
     }
     Ok(found)
@@ -206,19 +208,32 @@ fn check_text(c: &Consistency) -> String {
     text += &normaliser_text(&c.normaliser);
     text.push('\n');
     if !c.normaliser.is_reliable() {
-        text += "  too few effective draws to rely on: theta is far from phi, or raise --draws\n";
+        text += &format!("  not to be relied on: {}\n", doubt(&c.normaliser));
     }
     text
+}
+
+/// Why an estimate is not to be relied on.
+fn doubt(n: &Normaliser) -> String {
+    match n.tail.filter(|&k| k >= LARGEST_TAIL) {
+        Some(k) => {
+            format!("the weights' tail is too heavy (Pareto k {k:.2}): theta is far from phi")
+        }
+        None => format!("{:.0} effective draws are too few", n.effective),
+    }
 }
 
 fn normaliser_text(n: &Normaliser) -> String {
     match n.exact {
         true => format!("log sum of p_theta over all {} states: {:+.4}", n.draws, n.log_sum),
-        false => format!(
-            "log sum of p_theta: {:+.3} +- {:.3} ({:.0} effective of {} draws, largest share \
-             {:.3})",
-            n.log_sum, n.error, n.effective, n.draws, n.largest_share
-        ),
+        false => {
+            let tail = n.tail.map_or(String::new(), |k| format!(", Pareto k {k:.2}"));
+            format!(
+                "log sum of p_theta: {:+.3} +- {:.3} ({:.0} effective of {} draws, largest share \
+                 {:.3}{tail})",
+                n.log_sum, n.error, n.effective, n.draws, n.largest_share
+            )
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use hone::atomic_file::{AtomicFile, folder_of};
 use hone::calibration::read_arrays;
 use hone::cancel::Cancel;
 use hone::error::{Context, Result};
-use hone::mam::contract::{Contract, Kind};
+use hone::mam::contract::Contract;
 use hone::mam::train::{
     Curve, Energy, EnergyFigures, EnergyGraph, EnergyOptions, Figures, Method, Objective,
     Regression, TrainOptions, TrainReport, train, train_by_energy,
@@ -28,7 +28,7 @@ pub fn run(a: &Train, cancel: &Cancel) -> Result<()> {
     let contract = contract(a, data, &all)?;
     let (rows, held_out) = match &a.held_out {
         Some(path) => (all, read_training_rows(path, a.reading.threshold, a.reading.limit)?),
-        None => split(&all)?,
+        None => all.split(HELD_OUT_EVERY)?,
     };
     let options = options(a);
     eprintln!(
@@ -163,31 +163,10 @@ fn options(a: &Train) -> TrainOptions {
 
 /// What the data and the options say of the model.
 fn contract(a: &Train, data: &Path, rows: &Rows) -> Result<Contract> {
-    let length = rows.length();
-    let most = rows.cells().iter().copied().max().unwrap_or(0).max(1) as usize + 1;
-    let cardinalities = match a.values.as_slice() {
-        [] => vec![most; length],
-        [one] => vec![*one; length],
-        each if each.len() == length => each.to_vec(),
-        each => {
-            let n = each.len();
-            return Err(usage(format!("--values has {n} numbers for {length} sites")));
-        }
-    };
-    let vocab = cardinalities.iter().copied().max().unwrap_or(0);
-    if cardinalities.contains(&0) || vocab > 1 << 16 {
-        return Err(usage(format!(
-            "a site has 1 to 65536 values, not {vocab}; are these rows of values 0, 1, ..., or \
-             numbers that need --threshold?"
-        )));
+    let mut contract = Contract::of_rows(rows, &a.values, &a.shape)?;
+    if a.shape.is_empty() {
+        contract.shape = stored_shape(data).filter(|s| s.len() > 1);
     }
-    let mut contract = Contract::new(Kind::Joint, length, vocab);
-    contract.cardinalities = cardinalities;
-    contract.shape = match a.shape.as_slice() {
-        [] => stored_shape(data).filter(|s| s.len() > 1),
-        given if given.iter().product::<usize>() == length => Some(given.to_vec()),
-        _ => return Err(usage(format!("--shape does not have {length} sites"))),
-    };
     if let Some(name) = data.file_name() {
         contract.notes.insert("dataset".into(), name.to_string_lossy().into_owned());
     }
@@ -199,17 +178,4 @@ fn stored_shape(data: &Path) -> Option<Vec<usize>> {
     let is_csv = data.extension().is_some_and(|e| e == "csv");
     let array = (!is_csv).then(|| read_arrays(data, &["x"], Some(1)).ok()).flatten()?;
     array.into_iter().next().flatten().map(|t| t.shape()[1..].to_vec())
-}
-
-/// The rows to learn from and those held out.
-fn split(all: &Rows) -> Result<(Rows, Rows)> {
-    if all.len() < HELD_OUT_EVERY {
-        let n = all.len();
-        return Err(usage(format!("{n} rows are too few to hold some out; give --held-out")));
-    }
-    let pick = |held: bool| {
-        let chosen = (0..all.len()).filter(|r| (r % HELD_OUT_EVERY == 0) == held);
-        Rows::new(all.length(), chosen.flat_map(|r| all.row(r).iter().copied()).collect())
-    };
-    Ok((pick(false)?, pick(true)?))
 }

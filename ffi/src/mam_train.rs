@@ -1,0 +1,226 @@
+//! Training marginalization models on rows of the host, as a job.
+
+use std::ffi::c_char;
+use std::mem::MaybeUninit;
+
+use hone_core::engine::Outcome;
+use hone_core::mam::train::{Regression, TrainOptions, TrainReport, Trained, train};
+use hone_core::mam::{Contract, Rows, Size};
+use serde_json::json;
+
+use crate::arguments::{given, optional_path, or, slice, threads_or_all};
+use crate::engine::hone_engine;
+use crate::error::{guard, hone_error};
+use crate::job::{hone_job, hone_observer, submit};
+use crate::options::{self, Extensible};
+use crate::prune::choose;
+
+/// How θ learns from φ.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum hone_regression {
+    /// From sums along whole rows.
+    Trajectory = 0,
+    /// From the difference of two neighbours, as published.
+    OneStep = 1,
+}
+
+/// How to train a marginalization model. Zero means default.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct hone_mam_train_options {
+    /// sizeof(hone_mam_train_options)
+    pub size: usize,
+    /// `held_out_count` rows that are only looked at; NULL means every tenth of the others.
+    pub held_out: *const i64,
+    /// How many.
+    pub held_out_count: usize,
+    /// How many values sites have: `values_count` numbers, one for all sites or one for each; NULL
+    /// means one more than the largest value there is.
+    pub values: *const usize,
+    /// How many.
+    pub values_count: usize,
+    /// How sites are laid out for display, such as 28, 28: `shape_count` sides; NULL for nothing.
+    pub shape: *const usize,
+    /// How many.
+    pub shape_count: usize,
+    /// η of Adam at its peak, from which it falls to 0 along a cosine; 0 means 0.001.
+    pub learning_rate: f64,
+    /// Decoupled weight decay; 0 means 0.01, a negative number none.
+    pub weight_decay: f64,
+    /// Gradients longer than this are scaled down to it; 0 means 1.
+    pub clip_norm: f64,
+    /// The result is an average of the weights that decays by this factor per step; 0 means 0.999,
+    /// a negative number the latest weights.
+    pub average: f64,
+    /// Steps of stage 1, in which φ learns the conditionals of every subset; 0 means 4000.
+    pub conditional_steps: u64,
+    /// Steps of stage 2, in which θ learns what φ says of whole rows; 0 means 4000.
+    pub marginal_steps: u64,
+    /// Steps between two reports, which advance the progress, and checkpoints; 0 means 250.
+    pub report_every: u64,
+    /// Keeps the state here, also when the job is cancelled, and goes on from it if it is there, to
+    /// the same bits; NULL for none.
+    pub checkpoint: *const c_char,
+    /// Where the model is written as soon as it is made; NULL means nowhere: see `hone_job_model`.
+    pub output: *const c_char,
+    /// Of everything random.
+    pub seed: u64,
+    /// Units of a hidden layer of either net; 0 means 256.
+    pub hidden: u32,
+    /// Hidden layers; 0 means 3.
+    pub layers: u32,
+    /// Rows per step, up to 64 or a multiple of 64; 0 means 128.
+    pub batch: u32,
+    /// A `hone_regression`.
+    pub regression: u32,
+    /// Threads; 0 means the engine's number. The result does not depend on it.
+    pub threads: u32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// Who hears of the progress.
+    pub observer: hone_observer,
+}
+
+// SAFETY: plain data of C without padding that starts with its size.
+unsafe impl Extensible for hone_mam_train_options {}
+
+/// Every so many rows one is held out, unless rows to hold out are given.
+const HELD_OUT_EVERY: usize = 10;
+
+/// Submits the training of a marginalization model by maximum likelihood on `count` rows of
+/// `length` int64 values, which are copied; −1 is missing, and skipped. The job makes a model (see
+/// `hone_scorer_new`) and a report (schema "hone.mam.train/1"). `options` may be NULL. It runs on
+/// the processor, whatever the engine's device.
+///
+/// Errors: INVALID_ARGUMENT for options and numbers of rows that cannot be; a row that does not fit
+/// is an error of the job, INVALID_DATA.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn hone_mam_train(
+    engine: Option<&hone_engine>,
+    rows: *const i64,
+    count: usize,
+    length: usize,
+    options: *const hone_mam_train_options,
+    out: Option<&mut MaybeUninit<*mut hone_job>>,
+) -> Option<Box<hone_error>> {
+    guard(|| {
+        let (engine, out) = (given(engine, "engine")?, given(out, "out")?);
+        // SAFETY: the header asks for a struct of its size or NULL.
+        let o = unsafe { options::read(options, "options") }?;
+        options::check_reserved(o.reserved)?;
+        // SAFETY: the header asks for so many rows.
+        let rows = unsafe { rows_of(rows, count, length, "rows") }?;
+        // SAFETY: the header asks for so many numbers, or NULL.
+        let values = unsafe { slice(o.values, o.values_count, "values") }?;
+        // SAFETY: the header asks for so many numbers, or NULL.
+        let shape = unsafe { slice(o.shape, o.shape_count, "shape") }?;
+        let contract = Contract::of_rows(&rows, values, shape)?;
+        let (rows, held_out) = match o.held_out.is_null() {
+            true => rows.split(HELD_OUT_EVERY)?,
+            // SAFETY: the header asks for so many rows.
+            false => (rows, unsafe { rows_of(o.held_out, o.held_out_count, length, "held_out") }?),
+        };
+        let threads = if o.threads == 0 { engine.0.threads } else { threads_or_all(o.threads) };
+        let how = how(&o, threads)?;
+        // SAFETY: the header asks for a string or NULL.
+        let checkpoint = unsafe { optional_path(o.checkpoint, "checkpoint") }?;
+        // SAFETY: the header asks for a string or NULL.
+        let output = unsafe { optional_path(o.output, "output") }?;
+        submit(&engine.0, o.observer, out, move |progress, cancel| {
+            let mut history: Vec<TrainReport> = Vec::new();
+            progress.begin("conditionals", how.conditional_steps);
+            let mut report = |now: &TrainReport| {
+                progress.advance(now.step);
+                if now.stage == 1 && now.step == now.steps {
+                    progress.begin("marginals", how.marginal_steps);
+                }
+                history.push(*now);
+            };
+            let checkpoint = checkpoint.as_deref();
+            let made = train(&rows, &held_out, &contract, &how, checkpoint, &mut report, cancel)?;
+            let model = made.model()?;
+            if let Some(path) = output {
+                model.save(path)?;
+            }
+            let report = document(&rows, &held_out, &made, &history);
+            Ok(Outcome { report: format!("{report:#}\n"), model: Some(model.into()) })
+        })
+    })
+}
+
+fn how(o: &hone_mam_train_options, threads: usize) -> Result<TrainOptions, hone_error> {
+    let usual = TrainOptions::default();
+    // A negative number says that there is to be none.
+    let unless = |value: f64, usual: f64| if value < 0.0 { 0.0 } else { or(value, usual) };
+    let size = Size {
+        hidden: or(o.hidden as usize, usual.size.hidden),
+        layers: or(o.layers as usize, usual.size.layers),
+    };
+    let kinds = [Regression::Trajectory, Regression::OneStep];
+    let how = TrainOptions {
+        size,
+        conditional_steps: or(o.conditional_steps, usual.conditional_steps),
+        marginal_steps: or(o.marginal_steps, usual.marginal_steps),
+        batch: or(o.batch as usize, usual.batch),
+        method: usual.method,
+        learning_rate: or(o.learning_rate, usual.learning_rate),
+        weight_decay: unless(o.weight_decay, usual.weight_decay),
+        clip_norm: or(o.clip_norm, usual.clip_norm),
+        average: unless(o.average, usual.average),
+        regression: choose(o.regression, "hone_regression", &kinds)?,
+        seed: o.seed,
+        threads,
+        report_every: or(o.report_every, usual.report_every),
+    };
+    how.check()?;
+    Ok(how)
+}
+
+/// # Safety
+///
+/// `rows` must point to `count` rows of `length` values.
+unsafe fn rows_of(
+    rows: *const i64,
+    count: usize,
+    length: usize,
+    what: &str,
+) -> Result<Rows, hone_error> {
+    let cells = count.checked_mul(length).filter(|&cells| cells > 0);
+    let cells = cells.ok_or_else(|| {
+        hone_error::argument(format!("`{what}`: {count} rows of {length} sites cannot be learnt"))
+    })?;
+    // SAFETY: as the caller vouches.
+    let cells = unsafe { slice(rows, cells, what) }?;
+    Ok(Rows::new(length, cells.to_vec())?)
+}
+
+fn document(
+    rows: &Rows,
+    held_out: &Rows,
+    made: &Trained,
+    history: &[TrainReport],
+) -> serde_json::Value {
+    let history = history.iter().map(|r| {
+        json!({
+            "stage": r.stage,
+            "step": r.step,
+            "loss": r.loss,
+            "held_out": r.figures.value(),
+            "seconds": r.seconds,
+        })
+    });
+    json!({
+        "schema": "hone.mam.train/1",
+        "rows": rows.len(),
+        "held_out_rows": held_out.len(),
+        "length": made.contract.length,
+        "vocab": made.contract.vocab,
+        "cardinalities": made.contract.cardinalities,
+        "bits_per_site": made.bits,
+        "theta_minus_phi": { "rms": made.theta_error.rms, "mean": made.theta_error.mean },
+        "log_z": made.contract.log_z,
+        "history": history.collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,389 @@
+/* Jobs that train: fine-tuning of a model, marginalization models of rows; and the weights of a
+ * model that the host prunes by gradients of its own.
+ *
+ *     train MODEL SAMPLES FOLDER
+ */
+#include "check.h"
+
+#include <math.h>
+
+static char checkpoint[4096];
+
+typedef struct {
+    hone_job *job;
+    uint64_t stop_at; /* Cancels once so much of a phase is done; 0 for never. */
+    int calls, drops;
+} witness;
+
+static void seen(void *context, const hone_progress *progress) {
+    witness *w = (witness *)context;
+    CHECK(w->drops == 0 && progress->done <= progress->total);
+    w->calls++;
+    if (w->stop_at == 0 || progress->done < w->stop_at) return;
+    hone_job *job;
+    while ((job = __atomic_load_n(&w->job, __ATOMIC_ACQUIRE)) == NULL) continue;
+    hone_job_cancel(job);
+}
+
+static void dropped(void *context) { ((witness *)context)->drops++; }
+
+static hone_observer observer(witness *w) {
+    hone_observer watching;
+    watching.call = seen;
+    watching.drop = dropped;
+    watching.context = w;
+    return watching;
+}
+
+/* How the job ends, when it was observed by the witness. */
+static hone_job_state end_of(hone_job *job, witness *w) {
+    hone_job_state state;
+    __atomic_store_n(&w->job, job, __ATOMIC_RELEASE);
+    OK(hone_job_wait(job, -1, &state));
+    CHECK(w->drops == 1 && w->calls > 1);
+    return state;
+}
+
+static int same_bytes(const hone_model *a, const hone_model *b) {
+    const void *left, *right;
+    size_t left_len, right_len;
+    OK(hone_model_bytes(a, &left, &left_len));
+    OK(hone_model_bytes(b, &right, &right_len));
+    return left_len == right_len && memcmp(left, right, left_len) == 0;
+}
+
+static int exists(const char *path) {
+    FILE *file = fopen(path, "rb");
+    if (file != NULL) fclose(file);
+    return file != NULL;
+}
+
+static hone_finetune_options short_run(hone_samples *samples, witness *w) {
+    OPTIONS(hone_finetune_options, how);
+    how.steps = 12;
+    how.batch = 8;
+    how.window = 4;
+    how.evaluation = samples;
+    how.evaluate_every = 6;
+    how.observer = observer(w);
+    return how;
+}
+
+static void finetuned(hone_model *model, hone_samples *samples) {
+    witness w = {NULL, 0, 0, 0};
+    hone_finetune_options how = short_run(samples, &w);
+    hone_job *job;
+    hone_report *report;
+    hone_model *tuned;
+    double before, after, steps;
+    OK(hone_finetune(model, samples, &how, &job));
+    CHECK(end_of(job, &w) == HONE_JOB_STATE_COMPLETED);
+    OK(hone_job_report(job, &report));
+    CHECK(strstr(hone_report_json(report), "hone.finetune/1") != NULL);
+    OK(hone_report_number(report, "/training_steps", &steps));
+    OK(hone_report_number(report, "/evaluation/before/loss", &before));
+    OK(hone_report_number(report, "/evaluation/after/loss", &after));
+    CHECK(steps == 12 && before > 0 && after > 0 && after != before);
+    hone_report_free(report);
+    OK(hone_job_model(job, &tuned));
+    CHECK(!same_bytes(model, tuned));
+    hone_job_free(job);
+
+    /* A run that is stopped and taken up again, on another number of threads. */
+    witness stopped = {NULL, 5, 0, 0}, resumed = {NULL, 0, 0, 0};
+    hone_model *again;
+    how.checkpoint = checkpoint;
+    how.observer = observer(&stopped);
+    OK(hone_finetune(model, samples, &how, &job));
+    CHECK(end_of(job, &stopped) == HONE_JOB_STATE_CANCELLED);
+    FAILS(CANCELLED, "run again to go on", hone_job_result(job));
+    hone_job_free(job);
+    CHECK(exists(checkpoint));
+    how.observer = observer(&resumed);
+    how.threads = 1;
+    OK(hone_finetune(model, samples, &how, &job));
+    CHECK(end_of(job, &resumed) == HONE_JOB_STATE_COMPLETED);
+    OK(hone_job_report(job, &report));
+    OK(hone_report_number(report, "/training_steps", &steps));
+    CHECK(steps < 12);
+    hone_report_free(report);
+    OK(hone_job_model(job, &again));
+    hone_job_free(job);
+    CHECK(same_bytes(tuned, again) && !exists(checkpoint));
+    hone_model_free(again);
+
+    /* The tuned model as the pupil of the first one, with other settings. */
+    OPTIONS(hone_finetune_options, other);
+    const char *names[1] = {"*weight*"};
+    other.steps = 2;
+    other.batch = 4;
+    other.optimizer = HONE_OPTIMIZER_METHOD_ADAM;
+    other.momentum = -1;
+    other.schedule = HONE_SCHEDULE_STAIRS;
+    other.schedule_steps = 1;
+    other.schedule_factor = 0.5;
+    other.decay = HONE_DECAY_COUPLED;
+    other.clip = 0.1;
+    other.average = 0.5;
+    other.distill = model;
+    other.distill_weight = 1;
+    other.train = names;
+    other.train_count = 1;
+    OK(hone_finetune(tuned, samples, &other, &job));
+    hone_model_free(tuned);
+    OK(hone_job_wait(job, -1, NULL));
+    OK(hone_job_result(job));
+    OK(hone_job_report(job, &report));
+    const char *json = hone_report_json(report);
+    CHECK(strstr(json, "\"optimizer\": \"adam\"") && strstr(json, "\"stairs:1:0.5\""));
+    CHECK(strstr(json, "\"coupled\"") && strstr(json, "\"clip_norm\": 0.1"));
+    OK(hone_report_number(report, "/options/momentum", &steps));
+    CHECK(steps == 0);
+    OK(hone_report_number(report, "/options/distill_weight", &steps));
+    CHECK(steps == 1);
+    hone_report_free(report);
+    hone_job_free(job);
+}
+
+static void refused(hone_model *model, hone_samples *samples) {
+    witness w = {NULL, 0, 0, 0};
+    hone_job *job = NULL;
+    hone_finetune_options how = short_run(samples, &w), good = how;
+    FAILS(INVALID_ARGUMENT, "`samples`", hone_finetune(model, NULL, &how, &job));
+    FAILS(INVALID_ARGUMENT, "`out`", hone_finetune(model, samples, &how, NULL));
+    how.distill_weight = 0.5;
+    FAILS(INVALID_ARGUMENT, "`distill`", hone_finetune(model, samples, &how, &job));
+    how = good;
+    how.damping_absolute = 1e-3;
+    FAILS(INVALID_ARGUMENT, "`learning_rate`", hone_finetune(model, samples, &how, &job));
+    how = good;
+    how.epochs = -1;
+    FAILS(INVALID_ARGUMENT, "`epochs`", hone_finetune(model, samples, &how, &job));
+    how = good;
+    how.optimizer = 7;
+    FAILS(INVALID_ARGUMENT, "hone_optimizer_method", hone_finetune(model, samples, &how, &job));
+    how = good;
+    how.loss = 7;
+    FAILS(INVALID_ARGUMENT, "hone_loss", hone_finetune(model, samples, &how, &job));
+    how = good;
+    how.trained = 7;
+    FAILS(INVALID_ARGUMENT, "hone_trained", hone_finetune(model, samples, &how, &job));
+    how = good;
+    how.schedule = HONE_SCHEDULE_STAIRS;
+    FAILS(INVALID_ARGUMENT, "stairs", hone_finetune(model, samples, &how, &job));
+    how = good;
+    how.train_count = 1;
+    FAILS(INVALID_ARGUMENT, "`train`", hone_finetune(model, samples, &how, &job));
+    how = good;
+    how.size = 4;
+    FAILS(INVALID_ARGUMENT, "sizeof", hone_finetune(model, samples, &how, &job));
+    CHECK(w.calls == 0 && w.drops == 0);
+    how = good;
+    how.momentum = 1.5;
+    OK(hone_finetune(model, samples, &how, &job));
+    CHECK(end_of(job, &w) == HONE_JOB_STATE_FAILED);
+    FAILS(INVALID_ARGUMENT, "momentum", hone_job_result(job));
+    hone_job_free(job);
+}
+
+/* The host's own gradients prune a model; its zeros outlive training. */
+static void weights(hone_model *model, hone_samples *samples) {
+    hone_report *report;
+    double number;
+    OK(hone_model_inspect(model, &report));
+    OK(hone_report_number(report, "/prunable_weights", &number));
+    hone_report_free(report);
+    size_t len = (size_t)number;
+    float *dense = (float *)calloc(len, sizeof *dense), *now = (float *)calloc(len, sizeof *now);
+    CHECK(dense != NULL && now != NULL && len > 1000);
+    OK(hone_model_weights(model, dense, len));
+    FAILS(INVALID_ARGUMENT, "length", hone_model_weights(model, dense, len - 1));
+    FAILS(INVALID_ARGUMENT, "`out`", hone_model_weights(model, NULL, len));
+    hone_model *other = NULL;
+    FAILS(INVALID_ARGUMENT, "length", hone_model_with_weights(model, dense, 3, &other));
+    OK(hone_model_with_weights(model, dense, len, &other));
+    CHECK(same_bytes(model, other));
+    hone_model_free(other);
+
+    hone_gradients *gradients;
+    unsigned long long random = 9;
+    OK(hone_gradients_new(4, len, NULL, &gradients));
+    for (int k = 0; k < 4; k++) {
+        for (size_t i = 0; i < len; i++) now[i] = uniform(&random);
+        OK(hone_gradients_push(gradients, now, len));
+    }
+    memcpy(now, dense, len * sizeof *now);
+    OPTIONS(hone_weights_options, half);
+    half.sparsity = 0.5;
+    OK(hone_weights_prune(gradients, now, NULL, len, NULL, 0, &half, NULL));
+    hone_gradients_free(gradients);
+    OK(hone_model_with_weights(model, now, len, &other));
+    float first = now[0];
+    now[0] = HUGE_VALF;
+    hone_model *none = NULL;
+    FAILS(INVALID_DATA, "number 0", hone_model_with_weights(model, now, len, &none));
+    now[0] = first;
+
+    OPTIONS(hone_finetune_options, how);
+    how.steps = 2;
+    how.batch = 4;
+    how.trained = HONE_TRAINED_WEIGHTS;
+    hone_job *job;
+    OK(hone_finetune(other, samples, &how, &job));
+    hone_model_free(other);
+    OK(hone_job_wait(job, -1, NULL));
+    OK(hone_job_model(job, &other));
+    hone_job_free(job);
+    OK(hone_model_weights(other, dense, len));
+    size_t zeros = 0, moved = 0;
+    for (size_t i = 0; i < len; i++) {
+        CHECK(now[i] != 0.0f || dense[i] == 0.0f);
+        zeros += now[i] == 0.0f;
+        moved += dense[i] != now[i];
+    }
+    CHECK(2 * zeros >= len - 1 && 2 * zeros <= len + 1 && moved > len / 4);
+    hone_model_free(other);
+    free(dense);
+    free(now);
+}
+
+enum { ROWS = 200, SITES = 4 };
+
+/* Rows in which the second site repeats the first; one value is missing. */
+static void fill(int64_t rows[ROWS][SITES]) {
+    unsigned long long random = 4;
+    for (int r = 0; r < ROWS; r++) {
+        for (int i = 0; i < SITES; i++) rows[r][i] = uniform(&random) > 0;
+        rows[r][1] = rows[r][0];
+    }
+    rows[3][2] = -1;
+}
+
+static hone_mam_train_options short_training(witness *w) {
+    OPTIONS(hone_mam_train_options, how);
+    how.conditional_steps = 90;
+    how.marginal_steps = 240;
+    how.report_every = 30;
+    how.batch = 32;
+    how.hidden = 16;
+    how.layers = 1;
+    how.learning_rate = 0.02;
+    how.average = 0.9;
+    how.seed = 1;
+    how.observer = observer(w);
+    return how;
+}
+
+static void mam(hone_engine *engine) {
+    static int64_t rows[ROWS][SITES];
+    size_t shape[2] = {2, 2}, values[3] = {2, 2, 2};
+    witness w = {NULL, 0, 0, 0};
+    fill(rows);
+    hone_mam_train_options how = short_training(&w), good;
+    how.shape = shape;
+    how.shape_count = 2;
+    good = how;
+    hone_job *job = NULL;
+    OK(hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    CHECK(end_of(job, &w) == HONE_JOB_STATE_COMPLETED);
+    hone_report *report;
+    double bits, held, count;
+    OK(hone_job_report(job, &report));
+    CHECK(strstr(hone_report_json(report), "hone.mam.train/1") != NULL);
+    OK(hone_report_number(report, "/bits_per_site", &bits));
+    OK(hone_report_number(report, "/held_out_rows", &held));
+    OK(hone_report_number(report, "/history/4/step", &count));
+    CHECK(bits > 0.7 && bits < 0.85 && held == ROWS / 10 && count == 60); /* 3/4 is the truth. */
+    hone_report_free(report);
+    hone_model *made, *again;
+    OK(hone_job_model(job, &made));
+    hone_job_free(job);
+
+    hone_scorer *scorer;
+    OK(hone_scorer_new(made, NULL, NULL, &scorer));
+    CHECK(hone_scorer_length(scorer) == SITES && hone_scorer_vocab(scorer) == 2);
+    int64_t asked[2][SITES] = {{1, 1, 0, 0}, {1, 0, 0, 0}};
+    double log_p[2];
+    for (uint32_t half = HONE_HALF_THETA; half <= HONE_HALF_PHI; half++) {
+        OPTIONS(hone_score_options, by);
+        by.half = half;
+        OK(hone_scorer_score(scorer, asked[0], 2, &by, log_p));
+        CHECK(log_p[0] > log_p[1] + (half == HONE_HALF_PHI ? 1 : 0.2));
+    }
+    hone_scorer_free(scorer);
+
+    /* Stopped in the first stage, taken up again on one thread. */
+    witness stopped = {NULL, 30, 0, 0}, resumed = {NULL, 0, 0, 0};
+    how.checkpoint = checkpoint;
+    how.observer = observer(&stopped);
+    OK(hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    CHECK(end_of(job, &stopped) == HONE_JOB_STATE_CANCELLED && exists(checkpoint));
+    hone_job_free(job);
+    how.observer = observer(&resumed);
+    how.threads = 1;
+    OK(hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    CHECK(end_of(job, &resumed) == HONE_JOB_STATE_COMPLETED);
+    OK(hone_job_model(job, &again));
+    hone_job_free(job);
+    CHECK(same_bytes(made, again));
+    hone_model_free(again);
+    hone_model_free(made);
+    remove(checkpoint);
+
+    witness none = {NULL, 0, 0, 0};
+    good.observer = observer(&none);
+    how = good;
+    FAILS(INVALID_ARGUMENT, "`rows`", hone_mam_train(engine, NULL, ROWS, SITES, &how, &job));
+    FAILS(INVALID_ARGUMENT, "0 rows", hone_mam_train(engine, rows[0], 0, SITES, &how, &job));
+    FAILS(INVALID_ARGUMENT, "0 sites", hone_mam_train(engine, rows[0], ROWS, 0, &how, &job));
+    FAILS(INVALID_ARGUMENT, "too few", hone_mam_train(engine, rows[0], 5, SITES, &how, &job));
+    FAILS(INVALID_ARGUMENT, "`out`", hone_mam_train(engine, rows[0], ROWS, SITES, &how, NULL));
+    how.values = values;
+    how.values_count = 3;
+    FAILS(INVALID_ARGUMENT, "values", hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    how = good;
+    how.shape_count = 1;
+    FAILS(INVALID_ARGUMENT, "shape", hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    how = good;
+    how.batch = 65;
+    FAILS(INVALID_ARGUMENT, "batch", hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    how = good;
+    how.regression = 2;
+    FAILS(INVALID_ARGUMENT, "hone_regression",
+          hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    how = good;
+    how.reserved = 1;
+    FAILS(INVALID_ARGUMENT, "reserved", hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    CHECK(none.calls == 0 && none.drops == 0);
+    how = good;
+    how.held_out = rows[0];
+    how.held_out_count = 3;
+    rows[5][0] = -5;
+    OK(hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    CHECK(end_of(job, &none) == HONE_JOB_STATE_FAILED);
+    FAILS(INVALID_DATA, "row 5", hone_job_result(job));
+    hone_job_free(job);
+}
+
+int main(int argc, char **argv) {
+    CHECK(argc == 4);
+    const char *name = strrchr(argv[0], '/');
+    snprintf(checkpoint, sizeof checkpoint, "%s/checkpoint-%s", argv[3], name ? name + 1 : "");
+    remove(checkpoint);
+    hone_engine *engine;
+    hone_model *model;
+    hone_samples *samples;
+    OK(hone_engine_open(NULL, NULL, &engine));
+    OK(hone_model_load(engine, argv[1], &model));
+    OPTIONS(hone_samples_options, few);
+    few.limit = 32;
+    OK(hone_samples_load(model, argv[2], &few, &samples));
+    finetuned(model, samples);
+    refused(model, samples);
+    weights(model, samples);
+    mam(engine);
+    hone_samples_free(samples);
+    hone_model_free(model);
+    hone_engine_free(engine);
+    return 0;
+}
