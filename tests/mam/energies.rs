@@ -63,7 +63,7 @@ fn both_objectives_learn_the_marginals_and_log_z() {
     let log_z = log_sum(&|_| true);
     assert!((energy.log_z(&Cancel::new()).unwrap().unwrap() - log_z).abs() < 1e-10);
     for (objective, steps, most) in
-        [(Objective::Balance, 500, 0.02), (Objective::Reinforce, 1500, 0.1)]
+        [(Objective::Balance, 1500, 0.02), (Objective::Reinforce, 1500, 0.1)]
     {
         let batch = if objective == Objective::Reinforce { 64 } else { 24 };
         let options = TrainOptions { batch, ..options() };
