@@ -267,7 +267,7 @@ fn trainer(method: Method, threads: usize, average: Option<f64>) -> Trainer {
 fn methods() -> [Method; 3] {
     let window = Sliding::new(4, 3, 0.1, Storage::F32, None).unwrap();
     [
-        Method::Mfac { window, momentum: 0.5, relative_damping: Some(1.0) },
+        Method::Mfac { window, momentum: 0.5, relative_damping: Some(1.0), diagonal: None },
         Method::Adam { first: 0.9, second: 0.99, epsilon: 1e-8 },
         Method::Sgd { momentum: 0.5 },
     ]

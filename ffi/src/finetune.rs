@@ -9,7 +9,7 @@ use hone_core::mfac::optimizer::{Decay, Schedule, Settings};
 use hone_core::onnx::Model;
 use hone_core::train::report::Files;
 use hone_core::train::{
-    Distillation, Kind, Length, Loss, Plan, Run, Trained, TuneOptions, WindowDamping,
+    Distillation, Kind, Length, Loss, Metric, Plan, Run, Trained, TuneOptions, WindowDamping,
 };
 
 use crate::arguments::{given, optional_path, optional_text, or, texts, threads_or_all};
@@ -208,6 +208,7 @@ unsafe fn plan(o: &hone_finetune_options, home: &Home) -> Result<Plan, hone_erro
                 }
                 lambda => WindowDamping::Absolute(lambda),
             },
+            metric: Metric::Identity,
             storage: storage(o.window_storage)?,
         },
         1 => Kind::Sgd,

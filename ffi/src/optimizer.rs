@@ -151,6 +151,7 @@ impl Plan {
                     window: Sliding::new(*window, dimension, *damping, *storage, folder)?,
                     momentum: *momentum,
                     relative_damping: *relative,
+                    diagonal: None,
                 }
             }
             &PlannedMethod::Sgd { momentum } => Method::Sgd { momentum },

@@ -184,6 +184,7 @@ pub unsafe extern "C" fn hone_prune(
                 calibration: &calibration,
                 evaluation: evaluation.as_deref(),
                 options: &options,
+                gradual: None,
                 files,
             };
             let (source, graph) = (Model::clone(&source), graph.as_ref().clone());

@@ -14,9 +14,9 @@ use crate::error::{Error, ErrorKind, Result, bail};
 
 /// Σ g gᵀ over blocks of a flat weight vector, accumulated as gradients stream by.
 ///
-/// Products are exact and summed in f64. Sums in f32 would be twice as fast, but with fewer
-/// gradients than weights the block is singular, and their rounding then exceeds a small damping:
-/// such blocks could not be inverted. The result is the same to the last bit for any number of
+/// Products are exact and summed in f64, at half the speed of f32: with fewer gradients than
+/// weights the block is singular, and the rounding of f32 sums then exceeds a small damping; such
+/// blocks could not be inverted. The result is the same to the last bit for any number of
 /// threads; it does depend on how gradients are grouped into calls of [`BlockFisher::add`].
 #[derive(Debug)]
 pub struct BlockFisher {
@@ -25,7 +25,7 @@ pub struct BlockFisher {
     halves: Vec<Vec<f64>>,
     gradients: usize,
     /// Packed gradients of one block, one buffer a thread.
-    scratch: Vec<Vec<f32>>,
+    scratch: Vec<Vec<f64>>,
 }
 
 impl BlockFisher {
@@ -65,7 +65,7 @@ impl BlockFisher {
     /// Only blocks that lie wholly in `offset..offset + width` are touched, so the caller passes
     /// each block exactly once for each gradient and counts gradients with
     /// [`BlockFisher::set_gradients`]. Every call reads and writes all the sums of its blocks: hand
-    /// over many gradients at a time (64 or more; 192 make best use of the caches). Numbers that
+    /// over many gradients at a time (64 or more; 96 make best use of the caches). Numbers that
     /// are not finite spread into the block's sums.
     ///
     /// Panics when `rows` is shorter than the rows described.
@@ -87,13 +87,13 @@ impl BlockFisher {
         let (blocks, halves) = (&self.blocks[first..last], &mut self.halves[first..last]);
         let widest = blocks.iter().map(Range::len).max().unwrap_or(0);
         let scratch =
-            buffers(&mut self.scratch, threads, panel::len(syrk::DEPTH.min(count), widest));
+            buffers(&mut self.scratch, threads, panel::len(syrk::DOUBLE_DEPTH.min(count), widest));
         parallel::for_each(scratch, blocks.iter().zip(halves), |panels, (block, half)| {
-            for start in (0..count).step_by(syrk::DEPTH) {
-                let k = syrk::DEPTH.min(count - start);
+            for start in (0..count).step_by(syrk::DOUBLE_DEPTH) {
+                let k = syrk::DOUBLE_DEPTH.min(count - start);
                 let rows = &rows[start * stride + block.start - offset..];
                 panel::pack(rows, stride, k, block.len(), panels);
-                syrk::add(block.len(), k, panels, syrk::Sums::Double, half);
+                syrk::add_double(block.len(), k, panels, half);
             }
         });
     }
@@ -163,7 +163,7 @@ fn zeros(block: &Range<usize>) -> Result<Vec<f64>> {
 }
 
 /// One buffer of at least `len` numbers for each of `threads` (at least one).
-fn buffers(scratch: &mut Vec<Vec<f32>>, threads: usize, len: usize) -> &mut [Vec<f32>] {
+fn buffers(scratch: &mut Vec<Vec<f64>>, threads: usize, len: usize) -> &mut [Vec<f64>] {
     let threads = threads.max(1);
     if scratch.len() < threads {
         scratch.resize_with(threads, Vec::new);

@@ -1,38 +1,65 @@
 //! The static algorithm on the diagonal blocks of F, from stored gradients.
 //!
 //! A block Q of B weights takes the cheaper and more accurate of two forms: for B ≤ m the *primal*,
-//! F_Q = λI + G_QᵀG_Q/m factored as it stands, and for B > m the *dual* of [`Fixed`]. The primal is
-//! summed from f32 products, and again in f64 where a pivot shows that their rounding would matter.
+//! F_Q = λI + G_QᵀG_Q/m inverted as it stands, and for B > m the *dual* of [`Fixed`]. The primal is
+//! summed and inverted in f32, and again in f64 where a pivot or an element of the inverse shows
+//! that f32 has too few digits for it: [F_Q]_ii [F_Q⁻¹]_ii, the factor by which rounding is
+//! magnified in weight i, may be 128 at most.
 
 use std::ops::Range;
 
-use super::fixed::{Fixed, well_pivoted};
-use super::kernels::panel;
-use super::kernels::syrk::{self, Sums};
+use memmap2::{Advice, MmapMut};
+
+use super::fixed::Fixed;
+use super::kernels::panel::{self, strips};
+use super::kernels::tile::WIDTH;
+use super::kernels::{cast, sweep, syrk};
 use super::store::Gradients;
 use super::{dense, parallel};
-use crate::error::{Context, Result, bail};
+use crate::error::{Context, Error, ErrorKind, Result, bail};
+
+/// Blocks that a thread takes one after another: while one is computed the next is fetched.
+const RUN: usize = 8;
+/// Gradients per step of a block: few, so that what is fetched ahead is spread over the step.
+const DEPTH: usize = 64;
+/// The most gradients summed in f32; those sums are added up in f64.
+const SINGLE_SUMS: usize = 16 * DEPTH;
 
 /// The inverse of each diagonal block λI + G_QᵀG_Q/m.
 #[derive(Debug)]
 pub struct BlockFixed<'a> {
     dimension: usize,
+    damping: f64,
     blocks: Vec<Range<usize>>,
     forms: Vec<Form<'a>>,
+    /// Halves of inverses, as `syrk` lays them out.
+    inverses: MmapMut,
 }
 
 #[derive(Debug)]
 enum Form<'a> {
+    /// F_Q⁻¹ in f32, among the inverses from this number on.
+    Inverse(usize),
     /// L of F_Q = LLᵀ, by columns.
-    Primal(Vec<f64>),
+    Factor(Vec<f64>),
     Dual(Fixed<'a>),
 }
 
+/// A block to be prepared, and where its inverse goes.
+struct Task<'a, 'i> {
+    block: Range<usize>,
+    start: usize,
+    inverse: &'i mut [f32],
+    form: Option<Result<Form<'a>>>,
+}
+
 impl<'a> BlockFixed<'a> {
-    /// Prepares the inverses of `blocks` (non-empty, disjoint, increasing) with damping λ.
+    /// Prepares the inverses of `blocks` (non-empty, disjoint, increasing) with damping λ:
+    /// B·m/2 + B²/2 multiplications a weight where B ≤ m.
     ///
     /// Errors: `Usage` for blocks that break the rule or reach past the weights and unless
-    /// 0 < λ < ∞, `Numerics` naming the block where λ vanishes beside the gradients.
+    /// 0 < λ < ∞, `Memory` when the inverses (2·B² bytes a block) do not fit, `Numerics` naming the
+    /// block where λ vanishes beside the gradients.
     pub fn precompute(
         gradients: Gradients<'a>,
         blocks: Vec<Range<usize>>,
@@ -54,22 +81,32 @@ impl<'a> BlockFixed<'a> {
             }
             end = block.end;
         }
-        let mut forms: Vec<Option<Result<Form<'a>>>> = Vec::new();
-        forms.resize_with(blocks.len(), || None);
-        let mut scratch = vec![Scratch::default(); threads.clamp(1, blocks.len().max(1))];
-        parallel::for_each(
-            &mut scratch,
-            blocks.iter().zip(&mut forms),
-            |scratch, (block, form)| {
-                let gradients = gradients.columns(block.clone());
-                *form = Some(prepare(gradients, damping, scratch));
-            },
-        );
-        let named = |(form, block): (Option<Result<Form<'a>>>, &Range<usize>)| {
-            form.expect("every block was prepared").context(|| format!("weights {block:?}"))
+        let len = |block: &Range<usize>| match block.len() <= gradients.count() {
+            true => syrk::half_len(block.len()),
+            false => 0,
         };
-        let forms = forms.into_iter().zip(&blocks).map(named).collect::<Result<_>>()?;
-        Ok(BlockFixed { dimension: gradients.dimension(), blocks, forms })
+        let mut inverses = room(blocks.iter().map(len).sum())?;
+        let (mut rest, mut start) = (cast::numbers_mut::<f32>(&mut inverses), 0);
+        let mut tasks = Vec::with_capacity(blocks.len());
+        for block in &blocks {
+            let inverse = rest.split_off_mut(..len(block)).expect("room for all inverses");
+            tasks.push(Task { block: block.clone(), start, inverse, form: None });
+            start += len(block);
+        }
+        let runs = tasks.chunks_mut(RUN);
+        let mut scratch = vec![Scratch::default(); threads.clamp(1, runs.len().max(1))];
+        parallel::for_each(&mut scratch, runs, |scratch, run| {
+            for i in 0..run.len() {
+                let next = run.get(i + 1).map_or(0..0, |task| task.block.clone());
+                prepare(gradients, &mut run[i], next, damping, scratch);
+            }
+        });
+        let named = |task: Task<'a, '_>| {
+            let form = task.form.expect("every block was prepared");
+            form.context(|| format!("weights {:?}", task.block))
+        };
+        let forms = tasks.into_iter().map(named).collect::<Result<_>>()?;
+        Ok(BlockFixed { dimension: gradients.dimension(), damping, blocks, forms, inverses })
     }
 
     /// The blocks, in order.
@@ -82,17 +119,25 @@ impl<'a> BlockFixed<'a> {
         let n = self.blocks[index].len();
         assert_eq!(out.len(), n * n);
         match &self.forms[index] {
-            Form::Primal(factor) => dense::invert(factor, n, out, &mut vec![0.0; n * n]),
+            Form::Inverse(start) => syrk::expand(n, self.half(*start, n), 1.0, out),
+            Form::Factor(factor) => dense::invert(factor, n, out, &mut vec![0.0; n * n]),
             Form::Dual(fixed) => fixed.block(&(0..n).collect::<Vec<_>>(), out),
         }
     }
 
-    /// The diagonal of the inverse of block `index` to `out` (B numbers), each positive.
+    /// The diagonal of the inverse of block `index` to `out` (B numbers), each positive and at most
+    /// 1/λ.
     pub fn diagonal(&self, index: usize, out: &mut [f64]) {
         let n = self.blocks[index].len();
         assert_eq!(out.len(), n);
         match &self.forms[index] {
-            Form::Primal(factor) => {
+            Form::Inverse(start) => {
+                let half = self.half(*start, n);
+                out.iter_mut().enumerate().for_each(|(i, out)| {
+                    *out = f64::from(syrk::get(n, half, i, i)).min(1.0 / self.damping);
+                });
+            }
+            Form::Factor(factor) => {
                 let mut t = vec![0.0; n * n];
                 dense::invert_lower(factor, n, &mut t);
                 for (out, column) in out.iter_mut().zip(t.chunks_exact(n)) {
@@ -119,7 +164,11 @@ impl<'a> BlockFixed<'a> {
         parallel::for_each(&mut scratch, items, |wide, ((block, form), out)| {
             let x = &x[block.clone()];
             match form {
-                Form::Primal(factor) => {
+                Form::Inverse(start) => {
+                    multiply(block.len(), self.half(*start, block.len()), x, wide);
+                    out.iter_mut().zip(&*wide).for_each(|(out, &x)| *out = x as f32);
+                }
+                Form::Factor(factor) => {
                     wide.clear();
                     wide.extend(x.iter().map(|&x| f64::from(x)));
                     dense::solve(factor, block.len(), wide);
@@ -129,6 +178,47 @@ impl<'a> BlockFixed<'a> {
             }
         });
     }
+
+    /// The half of an inverse of n×n that begins at number `start`.
+    fn half(&self, start: usize, n: usize) -> &[f32] {
+        &cast::numbers::<f32>(&self.inverses)[start..start + syrk::half_len(n)]
+    }
+}
+
+/// Zeroed room for so many f32.
+fn room(count: usize) -> Result<MmapMut> {
+    let bytes = count.saturating_mul(size_of::<f32>()).max(1);
+    let mapped = MmapMut::map_anon(bytes).map_err(|e| {
+        let message = format!(
+            "the inverses of the blocks need {bytes} bytes, which cannot be had; choose \
+                     smaller blocks"
+        );
+        Error::new(ErrorKind::Memory, message).with_source(e)
+    })?;
+    // Only a hint.
+    let _ = mapped.advise(Advice::HugePage);
+    Ok(mapped)
+}
+
+/// y = Hx for the symmetric H of a half.
+fn multiply(n: usize, half: &[f32], x: &[f32], y: &mut Vec<f64>) {
+    y.clear();
+    y.resize(n, 0.0);
+    for s in 0..strips(n) {
+        let first = s * WIDTH;
+        let strip = &half[syrk::offset(n, s)..syrk::offset(n, s + 1)];
+        for (i, row) in (first..n).zip(strip.chunks_exact(WIDTH)) {
+            let (mut sum, own) = (0.0, f64::from(x[i]));
+            for (j, &h) in (first..i.min(first + WIDTH)).zip(row) {
+                sum += f64::from(h) * f64::from(x[j]);
+                y[j] += f64::from(h) * own;
+            }
+            if i < first + WIDTH {
+                sum += f64::from(row[i - first]) * own;
+            }
+            y[i] += sum;
+        }
+    }
 }
 
 /// What one thread needs to form a block.
@@ -136,42 +226,96 @@ impl<'a> BlockFixed<'a> {
 struct Scratch {
     panels: Vec<f32>,
     row: Vec<f32>,
+    single: Vec<f32>,
+    sweep: sweep::Scratch,
+    wide: Vec<f64>,
     half: Vec<f64>,
     fisher: Vec<f64>,
 }
 
-fn prepare<'a>(gradients: Gradients<'a>, damping: f64, scratch: &mut Scratch) -> Result<Form<'a>> {
-    let n = gradients.dimension();
-    if n > gradients.count() {
-        return Ok(Form::Dual(Fixed::precompute(gradients, damping, 1)?));
-    }
-    let mut factor = vec![0.0; n * n];
-    fisher(gradients, Sums::Single, scratch);
-    let factored = dense::factor(&scratch.fisher, n, damping, &mut factor);
-    if factored.is_err() || !well_pivoted(&factor, &scratch.fisher, n, damping) {
-        fisher(gradients, Sums::Double, scratch);
-        dense::factor(&scratch.fisher, n, damping, &mut factor)?;
-    }
-    Ok(Form::Primal(factor))
+/// Prepares a block; `next` is the one after it.
+fn prepare<'a>(
+    gradients: Gradients<'a>,
+    task: &mut Task<'a, '_>,
+    next: Range<usize>,
+    damping: f64,
+    scratch: &mut Scratch,
+) {
+    let own = gradients.columns(task.block.clone());
+    task.form = Some(if own.dimension() > own.count() {
+        Fixed::precompute(own, damping, 1).map(Form::Dual)
+    } else if invert(own, gradients.columns(next), damping, task.inverse, scratch) {
+        Ok(Form::Inverse(task.start))
+    } else {
+        factor(own, damping, scratch).map(Form::Factor)
+    });
 }
 
-/// GᵀG/m to `scratch.fisher`.
-fn fisher(gradients: Gradients<'_>, sums: Sums, scratch: &mut Scratch) {
+/// F_Q⁻¹ in f32 to `inverse`; false where f32 has too few digits. Meanwhile the gradients `next`
+/// are fetched.
+fn invert(
+    gradients: Gradients<'_>,
+    next: Gradients<'_>,
+    damping: f64,
+    inverse: &mut [f32],
+    scratch: &mut Scratch,
+) -> bool {
     let (m, n) = (gradients.count(), gradients.dimension());
-    scratch.half.clear();
-    scratch.half.resize(syrk::half_len(n), 0.0);
-    scratch.fisher.resize(n * n, 0.0);
-    scratch.row.resize(n, 0.0);
-    for start in (0..m).step_by(syrk::DEPTH) {
-        let k = syrk::DEPTH.min(m - start);
-        scratch.panels.resize(panel::len(k, n), 0.0);
-        for i in 0..k {
-            let row = gradients.row(start + i, 0..n, &mut scratch.row);
-            panel::pack_row(row, i, k, &mut scratch.panels);
+    let Scratch { panels, row, single, sweep, half, .. } = scratch;
+    let scale = 1.0 / m as f64;
+    single.resize(syrk::half_len(n), 0.0);
+    single.fill(0.0);
+    row.resize(n, 0.0);
+    half.clear();
+    for start in (0..m).step_by(DEPTH) {
+        let rows = start..m.min(start + DEPTH);
+        pack(gradients, rows.clone(), panels, row);
+        let ahead = &mut next.ahead(rows.clone(), 0..next.dimension());
+        syrk::add_single(n, rows.len(), panels, single, ahead);
+        if m > SINGLE_SUMS && (rows.end % SINGLE_SUMS == 0 || rows.end == m) {
+            half.resize(single.len(), 0.0);
+            half.iter_mut().zip(&mut *single).for_each(|(h, s)| *h += f64::from(std::mem::take(s)));
         }
-        syrk::add(n, k, &scratch.panels, sums, &mut scratch.half);
     }
-    syrk::expand(n, &scratch.half, 1.0 / m as f64, &mut scratch.fisher);
+    match half.is_empty() {
+        true => single.iter_mut().for_each(|s| *s = (scale * f64::from(*s)) as f32),
+        false => single.iter_mut().zip(half).for_each(|(s, h)| *s = (scale * *h) as f32),
+    }
+    (0..n).for_each(|i| single[syrk::at(n, i, i)] += damping as f32);
+    let sound = sweep::negative_inverse(n, single, sweep);
+    inverse.iter_mut().zip(&*single).for_each(|(out, s)| *out = -s);
+    sound
+}
+
+/// L of F_Q, all in f64.
+fn factor(gradients: Gradients<'_>, damping: f64, scratch: &mut Scratch) -> Result<Vec<f64>> {
+    let (m, n) = (gradients.count(), gradients.dimension());
+    let Scratch { panels, row, wide, half, fisher, .. } = scratch;
+    half.clear();
+    half.resize(syrk::half_len(n), 0.0);
+    for start in (0..m).step_by(syrk::DOUBLE_DEPTH) {
+        let rows = start..m.min(start + syrk::DOUBLE_DEPTH);
+        pack(gradients, rows.clone(), panels, row);
+        panel::widen(panels, wide);
+        syrk::add_double(n, rows.len(), wide, half);
+    }
+    fisher.resize(n * n, 0.0);
+    syrk::expand(n, half, 1.0 / m as f64, fisher);
+    let mut factor = vec![0.0; n * n];
+    dense::factor(fisher, n, damping, &mut factor)?;
+    Ok(factor)
+}
+
+/// Packs gradients `rows`.
+fn pack(gradients: Gradients<'_>, rows: Range<usize>, panels: &mut Vec<f32>, scratch: &mut [f32]) {
+    let (k, n) = (rows.len(), gradients.dimension());
+    panels.resize(panel::len(k, n), 0.0);
+    if let Some((strided, stride)) = gradients.strided(rows.start) {
+        return panel::pack(strided, stride, k, n, panels);
+    }
+    for (i, row) in rows.enumerate() {
+        panel::pack_row(gradients.row(row, 0..n, scratch), i, k, panels);
+    }
 }
 
 #[cfg(test)]
@@ -183,51 +327,98 @@ mod tests {
         Rng, assert_approximate, assert_exact, dense_inverse, hard_gradients, mean_square, widen,
     };
 
-    fn stored(g: &[f32], m: usize, d: usize) -> GradientStore {
-        let mut store = GradientStore::new(m, d, Storage::F32, None).unwrap();
+    fn stored(g: &[f32], m: usize, d: usize, storage: Storage) -> GradientStore {
+        let mut store = GradientStore::new(m, d, storage, None).unwrap();
         (0..m).for_each(|i| store.set_row(i, &g[i * d..][..d]).unwrap());
         store
     }
 
     #[test]
-    fn both_forms_match_dense_inverses_of_hard_blocks() {
+    fn both_forms_match_dense_inverses_of_hard_blocks_in_every_storage() {
         let (m, d) = (100, 480);
         let g = hard_gradients(m, d, 61);
-        let (store, x) = (stored(&g, m, d), Rng::new(62).normals(d));
+        let x = Rng::new(62).normals(d);
         // Narrow, as wide as m, a gap, wider than m.
         let blocks = vec![0..1, 1..65, 65..165, 170..370, 400..480];
-        for exponent in 3..=8 {
-            let damping = 10f64.powi(-exponent) * mean_square(&g);
-            let fixed = BlockFixed::precompute(store.all(), blocks.clone(), damping, 2).unwrap();
-            let mut product = vec![f32::NAN; d];
-            fixed.apply(&x, &mut product, 2);
-            assert!(product[165..170].iter().all(|&p| p == 0.0));
-            for (index, block) in blocks.iter().enumerate() {
-                let n = block.len();
-                let own: Vec<f32> =
-                    g.chunks_exact(d).flat_map(|r| r[block.clone()].to_vec()).collect();
-                let want = dense_inverse(&own, m, n, damping);
-                let (mut inverse, mut diagonal) = (vec![f64::NAN; n * n], vec![f64::NAN; n]);
-                fixed.inverse(index, &mut inverse);
-                fixed.diagonal(index, &mut diagonal);
-                let largest = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-                let exact: Vec<f64> = want.iter().step_by(n + 1).copied().collect();
-                assert_approximate(&inverse, &want, 1e-3, largest);
-                assert_approximate(&diagonal, &exact, 1e-3, 0.0);
-                let exact: Vec<f64> = want
-                    .chunks_exact(n)
-                    .map(|r| r.iter().zip(&x[block.clone()]).map(|(a, &b)| a * f64::from(b)).sum())
-                    .collect();
-                let floor = exact.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-                assert_approximate(&widen(&product[block.clone()]), &exact, 1e-3, floor);
+        for storage in [Storage::F32, Storage::F16, Storage::Bf16] {
+            let store = stored(&g, m, d, storage);
+            let mut row = vec![0.0; d];
+            let kept = (0..m).flat_map(|i| store.all().row(i, 0..d, &mut row).to_vec());
+            let kept: Vec<f32> = kept.collect();
+            for exponent in 3..=8 {
+                let damping = 10f64.powi(-exponent) * mean_square(&g);
+                let fixed =
+                    BlockFixed::precompute(store.all(), blocks.clone(), damping, 2).unwrap();
+                let mut product = vec![f32::NAN; d];
+                fixed.apply(&x, &mut product, 2);
+                assert!(product[165..170].iter().all(|&p| p == 0.0));
+                for (index, block) in blocks.iter().enumerate() {
+                    let own = kept.chunks_exact(d).flat_map(|r| r[block.clone()].to_vec());
+                    let want = dense_inverse(&own.collect::<Vec<_>>(), m, block.len(), damping);
+                    let part = (&x[block.clone()], &product[block.clone()]);
+                    assert_block(&fixed, index, &want, part);
+                }
             }
         }
+    }
+
+    /// Block `index` is `want`, to three digits, and so is its product with x.
+    fn assert_block(
+        fixed: &BlockFixed<'_>,
+        index: usize,
+        want: &[f64],
+        (x, product): (&[f32], &[f32]),
+    ) {
+        let n = x.len();
+        let (mut inverse, mut diagonal) = (vec![f64::NAN; n * n], vec![f64::NAN; n]);
+        fixed.inverse(index, &mut inverse);
+        fixed.diagonal(index, &mut diagonal);
+        let largest = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let exact: Vec<f64> = want.iter().step_by(n + 1).copied().collect();
+        assert_approximate(&inverse, want, 1e-3, largest);
+        assert_approximate(&diagonal, &exact, 1e-3, 0.0);
+        assert!(diagonal.iter().all(|&d| 0.0 < d && d <= 1.0 / fixed.damping));
+        let sum = |r: &[f64]| r.iter().zip(x).map(|(a, &b)| a * f64::from(b)).sum();
+        let exact: Vec<f64> = want.chunks_exact(n).map(sum).collect();
+        let floor = exact.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        assert_approximate(&widen(product), &exact, 1e-3, floor);
+    }
+
+    /// More gradients than f32 sums take, and weights that are easy: no block needs f64.
+    #[test]
+    fn easy_blocks_of_many_gradients_stay_in_f32() {
+        let (m, d) = (2 * SINGLE_SUMS + 77, 40);
+        let g = Rng::new(65).normals(m * d);
+        let store = stored(&g, m, d, Storage::F32);
+        let fixed = BlockFixed::precompute(store.all(), vec![0..7, 7..d], 0.1, 1).unwrap();
+        assert!(fixed.forms.iter().all(|form| matches!(form, Form::Inverse(_))));
+        let own: Vec<f32> = g.chunks_exact(d).flat_map(|r| r[7..].to_vec()).collect();
+        let mut inverse = vec![f64::NAN; 33 * 33];
+        fixed.inverse(1, &mut inverse);
+        assert_approximate(&inverse, &dense_inverse(&own, m, 33, 0.1), 1e-5, 1.0);
+    }
+
+    #[test]
+    fn gradients_on_disk_give_the_same_bits() {
+        let (m, d) = (30, 90);
+        let g = hard_gradients(m, d, 66);
+        let folder = tempfile::tempdir().unwrap();
+        let diagonals = |folder| {
+            let mut store = GradientStore::new(m, d, Storage::F16, folder).unwrap();
+            (0..m).for_each(|i| store.set_row(i, &g[i * d..][..d]).unwrap());
+            let fixed = BlockFixed::precompute(store.all(), vec![0..20, 20..d], 1e-3, 2).unwrap();
+            let mut out = vec![f64::NAN; d];
+            fixed.diagonal(0, &mut out[..20]);
+            fixed.diagonal(1, &mut out[20..]);
+            out
+        };
+        assert_exact(&diagonals(Some(folder.path())), &diagonals(None));
     }
 
     #[test]
     fn the_bytes_do_not_depend_on_the_threads() {
         let (m, d) = (50, 300);
-        let store = stored(&hard_gradients(m, d, 63), m, d);
+        let store = stored(&hard_gradients(m, d, 63), m, d, Storage::F32);
         let x = Rng::new(64).normals(d);
         let product = |threads| {
             let blocks = (0..d).step_by(40).map(|s| s..(s + 40).min(d)).collect();
@@ -241,7 +432,7 @@ mod tests {
 
     #[test]
     fn rules_are_kept_and_hopeless_blocks_named() {
-        let store = stored(&[1.0; 200], 20, 10);
+        let store = stored(&[1.0; 200], 20, 10, Storage::F32);
         let kind = |blocks: &[Range<usize>], damping| {
             BlockFixed::precompute(store.all(), blocks.to_vec(), damping, 1).unwrap_err().kind()
         };

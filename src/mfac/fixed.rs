@@ -13,16 +13,18 @@
 
 use std::ops::Range;
 
-use super::dense;
-use super::kernels::syrk::{self, Sums};
+use super::kernels::syrk;
 use super::kernels::tile::{HEIGHT, WIDTH};
 use super::kernels::{norms, panel};
+use super::passes::{self, Sums};
 use super::store::Gradients;
-use super::{parallel, passes};
+use super::{dense, parallel};
 use crate::error::{Result, bail};
 
 /// Columns of one step of the diagonal: four strips share each row group of T while it is cached.
 const GROUP: usize = 4 * WIDTH;
+/// Columns that a thread takes one group after another: while one is computed the next is fetched.
+const RUN: usize = 16 * GROUP;
 /// Below this remainder 1 − ‖v‖² a column is solved again in f64.
 const RECHECK: f64 = 1.0 / 16.0;
 /// A pivot this many times smaller than its row's norm is beyond f32 products.
@@ -96,23 +98,29 @@ impl<'a> Fixed<'a> {
     pub fn diagonal(&self, range: Range<usize>, out: &mut [f64], threads: usize) {
         assert!(range.end <= self.gradients.dimension() && out.len() == range.len());
         let depth = self.gradients.count().next_multiple_of(HEIGHT);
-        let groups = out.len().div_ceil(GROUP);
-        let mut scratch: Vec<_> = (0..threads.clamp(1, groups.max(1)))
+        let runs = out.len().div_ceil(RUN);
+        let mut scratch: Vec<_> = (0..threads.clamp(1, runs.max(1)))
             .map(|_| (vec![0.0; panel::len(depth, GROUP)], [0.0; GROUP], [0.0; GROUP]))
             .collect();
-        let items = out.chunks_mut(GROUP).enumerate();
-        parallel::for_each(&mut scratch, items, |(panels, row, norms), (group, out)| {
-            let start = range.start + group * GROUP;
-            let columns = start..start + out.len();
-            let panels = &mut panels[..panel::len(depth, out.len())];
-            passes::pack_columns(self.gradients, columns, depth, panels, row);
-            let norms = &mut norms[..panel::strips(out.len()) * WIDTH];
-            norms::column_norms(&self.inverse, depth, panels, norms);
-            for (out, norm) in out.iter_mut().zip(norms) {
-                *out = 1.0 - *norm;
+        let items = out.chunks_mut(RUN).enumerate();
+        parallel::for_each(&mut scratch, items, |(panels, row, norms), (run, out)| {
+            let first = range.start + run * RUN;
+            let end = first + out.len();
+            for (group, out) in out.chunks_mut(GROUP).enumerate() {
+                let start = first + group * GROUP;
+                let columns = start..start + out.len();
+                let next = columns.end..end.min(columns.end + GROUP);
+                let panels = &mut panels[..panel::len(depth, out.len())];
+                passes::pack_columns(self.gradients, columns, depth, panels, row);
+                let norms = &mut norms[..panel::strips(out.len()) * WIDTH];
+                let ahead = &mut self.gradients.ahead(0..self.gradients.count(), next);
+                norms::column_norms(&self.inverse, depth, panels, norms, ahead);
+                for (out, norm) in out.iter_mut().zip(norms) {
+                    *out = 1.0 - *norm;
+                }
+                self.recheck(start, out);
+                out.iter_mut().for_each(|x| *x = x.min(1.0) / self.damping);
             }
-            self.recheck(start, out);
-            out.iter_mut().for_each(|x| *x = x.min(1.0) / self.damping);
         });
     }
 
@@ -238,7 +246,7 @@ fn scaled_gram(gradients: Gradients<'_>, sums: Sums, threads: usize) -> Vec<f64>
 }
 
 /// Whether no pivot L_ii² is so much smaller than K_ii that f32 products would have spoiled it.
-pub(super) fn well_pivoted(factor: &[f64], gram: &[f64], m: usize, damping: f64) -> bool {
+fn well_pivoted(factor: &[f64], gram: &[f64], m: usize, damping: f64) -> bool {
     (0..m).map(|i| i * (m + 1)).all(|i| gram[i] + damping <= PIVOT_RATIO * factor[i] * factor[i])
 }
 

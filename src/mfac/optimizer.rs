@@ -4,6 +4,9 @@
 //! With a damping relative to the gradients, λ = α·(mean diagonal of the window's Fisher), the
 //! direction is λF⁻¹g instead: what the window has not seen moves as with SGD, what it has seen
 //! moves less, and η means the same for both whatever the scale of the gradients.
+//! The damping may be λP instead of λI, with P = √v̂, the metric of Adam: in the coordinates
+//! P^(1/2)w it is λI again, so the window holds g̃ = P^(−1/2)g, and P^(−1/2)·λF̃⁻¹g̃ is the
+//! direction. What the window has not seen then moves as with Adam.
 //! SGD: v ← βv + g, w ← w − ηv. Adam: the published form with bias correction. Weight decay is
 //! either coupled, added to g (before it enters the window, as in the published M-FAC), or
 //! decoupled, w ← (1 − η·decay)·w. Under a mask the weights that are left out stay exactly zero and
@@ -77,6 +80,9 @@ pub struct Settings {
     pub decay: Decay,
 }
 
+/// Keeps P away from 0 where there was no gradient yet.
+const EPSILON: f64 = 1e-8;
+
 /// The direction an optimizer takes.
 #[derive(Debug)]
 pub enum Method {
@@ -90,6 +96,10 @@ pub enum Method {
         /// then whenever the window has been renewed, and the direction is λF⁻¹g. If `None`, λ
         /// stays what the window was made with, and the direction is F⁻¹g, as published.
         relative_damping: Option<f64>,
+        /// β₂, if the damping is λP with P = √v̂ + 10⁻⁸ and the second moment v ← β₂v + (1 − β₂)g²,
+        /// v̂ being v corrected for its start. Each gradient enters the window with the P of its
+        /// step. `None` for λI, as published.
+        diagonal: Option<f64>,
     },
     /// Adam.
     Adam {
@@ -117,11 +127,13 @@ pub struct Optimizer {
     steps: u64,
     /// v of momentum, or Adam's first moment.
     momentum: Vec<f32>,
-    /// Adam's second moment; empty otherwise.
+    /// The second moment of Adam and of a diagonal damping; empty otherwise.
     square: Vec<f32>,
     /// The gradient as seen and the direction from it.
     gradient: Vec<f32>,
     direction: Vec<f32>,
+    /// P^(−1/2); empty for the identity.
+    roots: Vec<f32>,
 }
 
 impl Optimizer {
@@ -145,9 +157,23 @@ impl Optimizer {
             bail!(Usage, "a window of gradients of {of} weights does not fit {dimension} weights");
         }
         let zeros = || vec![0.0; dimension];
-        let square = if matches!(method, Method::Adam { .. }) { zeros() } else { Vec::new() };
+        let is_diagonal = matches!(method, Method::Mfac { diagonal: Some(_), .. });
+        let zeros_if = |is: bool| if is { zeros() } else { Vec::new() };
+        let square = zeros_if(is_diagonal || matches!(method, Method::Adam { .. }));
+        let roots = zeros_if(is_diagonal);
         let (momentum, gradient, direction) = (zeros(), zeros(), zeros());
-        Ok(Optimizer { method, settings, mask, steps: 0, momentum, square, gradient, direction })
+        let steps = 0;
+        Ok(Optimizer {
+            method,
+            settings,
+            mask,
+            steps,
+            momentum,
+            square,
+            gradient,
+            direction,
+            roots,
+        })
     }
 
     /// d, the number of weights.
@@ -186,13 +212,21 @@ impl Optimizer {
         self.see(weights, gradient)?;
         let rate = self.learning_rate();
         match &mut self.method {
-            Method::Mfac { window, momentum, relative_damping } => {
+            Method::Mfac { window, momentum, relative_damping, diagonal } => {
+                if let Some(second) = *diagonal {
+                    let count = (self.steps + 1) as f64;
+                    let (square, roots) = (&mut self.square, &mut self.roots);
+                    rescale(&mut self.gradient, square, roots, second, count);
+                }
                 let (g, direction) = (&self.gradient, &mut self.direction);
                 match *relative_damping {
                     None => window.step(g, direction, threads)?,
                     Some(fraction) => {
                         follow(window, fraction, self.steps + 1, g, direction, threads)?
                     }
+                }
+                for (v, root) in direction.iter_mut().zip(&self.roots) {
+                    *v *= root;
                 }
                 average(&mut self.momentum, &self.direction, *momentum, 1.0 - *momentum);
                 self.direction.copy_from_slice(&self.momentum);
@@ -297,7 +331,8 @@ impl Optimizer {
     /// What a saved state begins with.
     fn header(&self) -> Vec<u8> {
         let method = match self.method {
-            Method::Mfac { .. } => "mfac",
+            Method::Mfac { diagonal: None, .. } => "mfac",
+            Method::Mfac { diagonal: Some(_), .. } => "mfad",
             Method::Adam { .. } => "adam",
             Method::Sgd { .. } => "sgd ",
         };
@@ -332,6 +367,17 @@ fn follow(
     Ok(())
 }
 
+/// Takes gradient number `count` into the second moment, then g ← P^(−1/2)g with P as of then.
+fn rescale(g: &mut [f32], square: &mut [f32], roots: &mut [f32], second: f64, count: f64) {
+    let correction = 1.0 - second.powf(count);
+    for ((g, s), root) in g.iter_mut().zip(square).zip(roots) {
+        let x = f64::from(*g);
+        *s = (second * f64::from(*s) + (1.0 - second) * x * x) as f32;
+        let scale = 1.0 / ((f64::from(*s) / correction).sqrt() + EPSILON).sqrt();
+        (*root, *g) = (scale as f32, (x * scale) as f32);
+    }
+}
+
 /// v ← keep·v + take·x.
 fn average(v: &mut [f32], x: &[f32], keep: f64, take: f64) {
     for (v, x) in v.iter_mut().zip(x) {
@@ -346,7 +392,8 @@ fn check(method: &Method, settings: &Settings) -> Result<()> {
         bail!(Usage, "the relative damping must be positive and finite, not {fraction}");
     }
     let momenta = match method {
-        Method::Mfac { momentum, .. } | Method::Sgd { momentum } => [*momentum, 0.0],
+        Method::Mfac { momentum, diagonal, .. } => [*momentum, diagonal.unwrap_or(0.0)],
+        Method::Sgd { momentum } => [*momentum, 0.0],
         Method::Adam { first, second, epsilon } => {
             if !(*epsilon > 0.0 && epsilon.is_finite()) {
                 bail!(Usage, "Adam's epsilon must be positive, not {epsilon}");
@@ -383,13 +430,20 @@ mod tests {
 
     fn mfac(d: usize, momentum: f64) -> Method {
         let window = Sliding::new(8, d, 1e-2, Storage::F32, None).unwrap();
-        Method::Mfac { window, momentum, relative_damping: None }
+        Method::Mfac { window, momentum, relative_damping: None, diagonal: None }
     }
 
     /// The same with a damping that follows the gradients.
     fn following(d: usize, momentum: f64) -> Method {
         let window = Sliding::new(8, d, 1.0, Storage::F32, None).unwrap();
-        Method::Mfac { window, momentum, relative_damping: Some(0.5) }
+        Method::Mfac { window, momentum, relative_damping: Some(0.5), diagonal: None }
+    }
+
+    /// The same in the metric of Adam.
+    fn diagonal(d: usize) -> Method {
+        let window = Sliding::new(8, d, 1.0, Storage::F32, None).unwrap();
+        let (momentum, relative_damping) = (0.5, Some(0.5));
+        Method::Mfac { window, momentum, relative_damping, diagonal: Some(0.999) }
     }
 
     fn adam() -> Method {
@@ -432,6 +486,54 @@ mod tests {
     }
 
     #[test]
+    fn a_diagonal_damping_solves_in_the_metric_of_adam() {
+        // P = |g|, g̃ = sign(g)·√|g| and λ = 0.5·‖g̃‖²/3: the direction is sign(g)/1.75.
+        for c in [1.0f32, 1e-4] {
+            let one = run(diagonal(3), PLAIN, vec![], &[[0.5, -1.0, 0.0].map(|x| c * x)]);
+            let scale = 0.1 * 0.5 / 1.75;
+            assert_approximate(&one, &[1.0 - scale, -2.0 + scale, 0.5], 1e-3, 1.0);
+        }
+        // After n gradients, (λI + G̃ᵀG̃/m)·P^(1/2)u = λg̃, everything in f64 from the definition.
+        let (d, n, m) = (5, 4, 8.0);
+        let gradients = Rng::new(52).normals(n * d);
+        let window = Sliding::new(8, d, 1.0, Storage::F32, None).unwrap();
+        let method = Method::Mfac {
+            window,
+            momentum: 0.0,
+            relative_damping: Some(0.5),
+            diagonal: Some(0.9),
+        };
+        let mut optimizer = Optimizer::new(method, PLAIN, d, vec![]).unwrap();
+        let (mut v, mut p, mut rows) = (vec![0.0; d], vec![0.0; d], Vec::new());
+        let mut u = Vec::new();
+        for (t, g) in (1..).zip(gradients.chunks_exact(d)) {
+            let mut weights = vec![0.0; d];
+            optimizer.step(&mut weights, g, 1).unwrap();
+            u = weights.iter().map(|w| -f64::from(*w) / 0.1).collect();
+            for ((v, p), &g) in v.iter_mut().zip(&mut p).zip(g) {
+                *v = 0.9 * *v + 0.1 * f64::from(g).powi(2);
+                *p = (*v / (1.0 - 0.9f64.powi(t))).sqrt();
+            }
+            let scaled: Vec<f64> =
+                g.iter().zip(&p).map(|(&g, p)| f64::from(g) / p.sqrt()).collect();
+            rows.push(scaled);
+        }
+        // λ was set at gradients 1, 2 and 4.
+        let squares: f64 = rows.iter().flatten().map(|x| x * x).sum();
+        let lambda = 0.5 * squares / (n * d) as f64;
+        let y: Vec<f64> = u.iter().zip(&p).map(|(u, p)| u * p.sqrt()).collect();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let products: Vec<f64> = rows.iter().map(|row| dot(row, &y) / m).collect();
+        let left: Vec<f64> = (0..d)
+            .map(|i| {
+                lambda * y[i] + rows.iter().zip(&products).map(|(row, p)| row[i] * p).sum::<f64>()
+            })
+            .collect();
+        let right: Vec<f64> = rows[n - 1].iter().map(|x| lambda * x).collect();
+        assert_approximate(&left, &right, 1e-5, 1.0);
+    }
+
+    #[test]
     fn decay_is_coupled_or_not_and_masks_are_kept() {
         let zero = [[0.0; 3]];
         let with = |decay| Settings { weight_decay: 0.5, decay, ..PLAIN };
@@ -443,7 +545,7 @@ mod tests {
         assert_approximate(&coupled, &[0.9, -1.9, 0.4], 1e-6, 1.0);
         let decoupled = run(adam(), with(Decay::Decoupled), vec![], &zero);
         assert_approximate(&decoupled, &[0.95, -1.9, 0.475], 1e-6, 1.0);
-        for method in [mfac(3, 0.9), adam(), Method::Sgd { momentum: 0.9 }] {
+        for method in [mfac(3, 0.9), diagonal(3), adam(), Method::Sgd { momentum: 0.9 }] {
             let mask = vec![true, false, true];
             let w = run(method, with(Decay::Coupled), mask, &[[1.0, 5.0, -1.0]; 3]);
             assert!(w[1] == 0.0 && w[0] < 1.0 && w[2] > 0.5, "{w:?}");
@@ -475,8 +577,8 @@ mod tests {
     fn a_saved_optimizer_goes_on_with_the_same_bits() {
         let d = 20;
         let g = Rng::new(51).normals(20 * d);
-        let methods: [fn() -> Method; 3] =
-            [|| mfac(20, 0.9), adam, || Method::Sgd { momentum: 0.9 }];
+        let methods: [fn() -> Method; 4] =
+            [|| mfac(20, 0.9), || diagonal(20), adam, || Method::Sgd { momentum: 0.9 }];
         for method in methods {
             let new = || Optimizer::new(method(), PLAIN, d, vec![]).unwrap();
             let (mut optimizer, mut weights) = (new(), vec![0.0; d]);

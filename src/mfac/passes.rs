@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::kernels::gemv::{self, ROWS};
-use super::kernels::syrk::{self, Sums};
+use super::kernels::syrk;
 use super::kernels::transpose::SIDE;
 use super::kernels::{panel, tile};
 use super::parallel;
@@ -15,26 +15,46 @@ use super::store::Gradients;
 
 /// Columns that one step of a product with a vector takes: few enough that the rows' pieces stay in
 /// a first-level cache, enough for long streams.
-const PIECE: usize = 1024;
+const PIECE: usize = 4096;
 /// The most slots a pass is divided into.
 const SLOTS: usize = 16;
-/// The most numbers the Gram matrices of all slots may take: 64 MiB of f64, two slots at least.
-const GRAM_NUMBERS: usize = 8 << 20;
+/// The most numbers the Gram matrices of all slots may take: 80 MiB of f64, two slots at least.
+const GRAM_NUMBERS: usize = 10 << 20;
+
+/// How the products of a Gram matrix are summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sums {
+    /// A few in f32, those sums in f64.
+    Single,
+    /// In f64 throughout: exact products, half the speed.
+    Double,
+}
 
 /// The half (as `syrk` lays it out) of GGᵀ.
 pub fn gram(g: Gradients<'_>, sums: Sums, threads: usize) -> Vec<f64> {
     let (m, d) = (g.count(), g.dimension());
     let len = syrk::half_len(m);
-    let slots = slots(d, 4 * syrk::DEPTH, (GRAM_NUMBERS / len.max(1)).clamp(2, SLOTS));
+    let depth = if sums == Sums::Single { syrk::DEPTH } else { syrk::DOUBLE_DEPTH };
+    let slots = slots(d, syrk::DEPTH, (GRAM_NUMBERS / len.max(1)).clamp(2, SLOTS));
     let mut halves: Vec<_> = slots.into_iter().map(|slot| (slot, vec![0.0; len])).collect();
     let mut scratch: Vec<_> = (0..threads.clamp(1, halves.len().max(1)))
-        .map(|_| (vec![0.0; panel::len(syrk::DEPTH, m)], vec![0.0; SIDE * syrk::DEPTH]))
+        .map(|_| (vec![0.0; panel::len(depth, m)], vec![0.0; SIDE * depth], Vec::new()))
         .collect();
-    parallel::for_each(&mut scratch, halves.iter_mut(), |(panels, rows), (slot, half)| {
-        for start in slot.clone().step_by(syrk::DEPTH) {
-            let k = syrk::DEPTH.min(slot.end - start);
+    parallel::for_each(&mut scratch, halves.iter_mut(), |(panels, rows, wide), (slot, half)| {
+        for start in slot.clone().step_by(depth) {
+            let k = depth.min(slot.end - start);
+            let panels = &mut panels[..panel::len(k, m)];
             pack_transposed(g, start..start + k, panels, rows);
-            syrk::add(m, k, panels, sums, half);
+            match sums {
+                Sums::Single => {
+                    let next = start + k..slot.end.min(start + k + depth);
+                    syrk::add(m, k, panels, half, &mut g.ahead(0..m, next));
+                }
+                Sums::Double => {
+                    panel::widen(panels, wide);
+                    syrk::add_double(m, k, wide, half);
+                }
+            }
         }
     });
     let mut halves = halves.into_iter().map(|(_, half)| half);
@@ -53,15 +73,15 @@ pub struct Scratch {
     shape: (usize, usize),
     /// Slots of columns and their sums.
     partial: Vec<(Range<usize>, Vec<f64>)>,
-    /// Rows and sums of a piece, for each thread.
-    pieces: Vec<(Vec<f32>, Vec<f64>)>,
+    /// Sums of a piece, for each thread.
+    pieces: Vec<Vec<f64>>,
 }
 
 impl Scratch {
     fn prepare(&mut self, g: Gradients<'_>, count: usize, threads: usize) {
         let (m, d) = (g.count(), g.dimension());
         if self.shape != (m, d) {
-            let slots = slots(d, 2 * PIECE, SLOTS);
+            let slots = slots(d, PIECE, SLOTS);
             self.partial = slots.into_iter().map(|slot| (slot, Vec::new())).collect();
             self.shape = (m, d);
         }
@@ -73,8 +93,8 @@ impl Scratch {
     }
 
     fn prepare_pieces(&mut self, count: usize, threads: usize) {
-        self.pieces.resize_with(threads, || (vec![0.0; ROWS * PIECE], Vec::new()));
-        self.pieces.iter_mut().for_each(|(_, sums)| sums.resize(PIECE * count, 0.0));
+        self.pieces.resize_with(threads, Vec::new);
+        self.pieces.iter_mut().for_each(|sums| sums.resize(PIECE * count, 0.0));
     }
 }
 
@@ -92,16 +112,17 @@ pub fn products(
     scratch.prepare(g, count, threads);
     let Scratch { partial, pieces, .. } = scratch;
     let threads = pieces.len().min(partial.len().max(1));
-    parallel::for_each(&mut pieces[..threads], partial.iter_mut(), |(rows, _), (slot, sums)| {
+    parallel::for_each(&mut pieces[..threads], partial.iter_mut(), |_, (slot, sums)| {
         for start in slot.clone().step_by(PIECE) {
             let piece = start..slot.end.min(start + PIECE);
             for first in (0..m).step_by(ROWS) {
-                let rows = four_rows(g, first, piece.clone(), rows);
+                let (rows, scales) = g.rows(first, piece.clone());
                 for v in 0..count {
-                    let mut four = [0.0; ROWS];
-                    gemv::dot(rows, &x[v * d..][piece.clone()], &mut four);
+                    let mut some = [0.0; ROWS];
+                    gemv::dot(rows, &x[v * d..][piece.clone()], &mut some);
                     let sums = &mut sums[v * m + first..(v + 1) * m];
-                    sums.iter_mut().zip(four).for_each(|(s, f)| *s += f);
+                    let some = some.into_iter().zip(scales);
+                    sums.iter_mut().zip(some).for_each(|(s, (f, scale))| *s += scale * f);
                 }
             }
         }
@@ -139,11 +160,11 @@ pub fn combine(
     let mut scratch = Scratch::default();
     scratch.prepare_pieces(count, threads.clamp(1, pieces.len()));
     let items = pieces.into_iter().enumerate();
-    parallel::for_each(&mut scratch.pieces, items, |(rows, sums), (p, parts)| {
+    parallel::for_each(&mut scratch.pieces, items, |sums, (p, parts)| {
         let start = range.start + p * PIECE;
         let columns = start..range.end.min(start + PIECE);
         let len = columns.len();
-        sum_rows(g, factors, columns.clone(), rows, &mut sums[..count * len]);
+        sum_rows(g, factors, columns.clone(), &mut sums[..count * len]);
         for (v, part) in parts.into_iter().enumerate() {
             finish(v, columns.clone(), &sums[v * len..][..len], part);
         }
@@ -162,30 +183,23 @@ pub fn combine_one(
     assert!(out.len() == g.dimension() && factors.len() == g.count());
     let items = out.chunks_mut(PIECE).enumerate();
     scratch.prepare_pieces(1, threads.clamp(1, items.len().max(1)));
-    parallel::for_each(&mut scratch.pieces, items, |(rows, sums), (p, part)| {
+    parallel::for_each(&mut scratch.pieces, items, |sums, (p, part)| {
         let columns = p * PIECE..p * PIECE + part.len();
         let sums = &mut sums[..part.len()];
-        sum_rows(g, factors, columns.clone(), rows, sums);
+        sum_rows(g, factors, columns.clone(), sums);
         finish(columns, sums, part);
     });
 }
 
 /// Σ_i factors[v·m + i] G_i of the columns, for each vector of m factors, to `sums`.
-fn sum_rows(
-    g: Gradients<'_>,
-    factors: &[f64],
-    columns: Range<usize>,
-    rows: &mut [f32],
-    sums: &mut [f64],
-) {
+fn sum_rows(g: Gradients<'_>, factors: &[f64], columns: Range<usize>, sums: &mut [f64]) {
     let (m, len) = (g.count(), columns.len());
     sums.fill(0.0);
     for first in (0..m).step_by(ROWS) {
-        let rows = four_rows(g, first, columns.clone(), rows);
+        let (rows, scales) = g.rows(first, columns.clone());
         for (v, sums) in sums.chunks_exact_mut(len).enumerate() {
-            let four = std::array::from_fn(|i| factors[v * m..(v + 1) * m].get(first + i).copied());
-            let four: [f64; ROWS] = four.map(|f| f.unwrap_or(0.0));
-            gemv::add(rows, four, sums);
+            let factor = |i: usize| factors[v * m..(v + 1) * m].get(first + i).unwrap_or(&0.0);
+            gemv::add(rows, std::array::from_fn(|i| scales[i] * factor(i)), sums);
         }
     }
 }
@@ -210,27 +224,13 @@ pub fn pack_columns(
 fn pack_transposed(g: Gradients<'_>, range: Range<usize>, panels: &mut [f32], scratch: &mut [f32]) {
     let k = range.len();
     for first in (0..panel::strips(g.count()) * tile::WIDTH).step_by(SIDE) {
-        let mut pieces = scratch.chunks_exact_mut(syrk::DEPTH);
+        let mut pieces = scratch.chunks_exact_mut(k);
         let eight: [&[f32]; SIDE] = std::array::from_fn(|i| {
             let piece = pieces.next().expect("scratch of eight pieces");
             row_or_zeros(g, first + i, range.clone(), piece)
         });
         panel::pack_columns(eight, first, k, panels);
     }
-}
-
-/// Four rows from `first`, those past m zero.
-fn four_rows<'s>(
-    g: Gradients<'s>,
-    first: usize,
-    range: Range<usize>,
-    scratch: &'s mut [f32],
-) -> [&'s [f32]; ROWS] {
-    let mut pieces = scratch.chunks_exact_mut(PIECE);
-    std::array::from_fn(|i| {
-        let piece = pieces.next().expect("scratch of four pieces");
-        row_or_zeros(g, first + i, range.clone(), piece)
-    })
 }
 
 fn row_or_zeros<'s>(

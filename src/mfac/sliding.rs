@@ -10,8 +10,10 @@
 use std::io::{Read, Write};
 use std::path::Path;
 
+use super::dense;
+use super::kernels::syrk;
+use super::passes::{self, Sums};
 use super::store::{GradientStore, Storage};
-use super::{dense, passes};
 use crate::error::{Error, ErrorKind, Result, bail};
 
 /// F⁻¹ = (λI + GᵀG/m)⁻¹ of the latest m gradients.
@@ -109,6 +111,33 @@ impl Sliding {
     /// Error `Numerics` for a gradient that is not finite; the window is then unchanged.
     pub fn push(&mut self, gradient: &[f32], threads: usize) -> Result<()> {
         self.enter(gradient, threads)
+    }
+
+    /// [`Sliding::push`] of many gradients, oldest first, of which the last m stay: products are
+    /// taken once for all, which is much faster than one by one.
+    ///
+    /// Errors of kind `Numerics`: a gradient is not finite, or λ vanishes beside them; the window
+    /// is then empty.
+    pub fn extend<G: AsRef<[f32]>>(
+        &mut self,
+        gradients: impl IntoIterator<Item = G>,
+        threads: usize,
+    ) -> Result<()> {
+        let mut ages = std::mem::take(&mut self.ages);
+        self.factor = AgedFactor::default();
+        for gradient in gradients {
+            let row = if ages.len() < self.capacity() { free_row(&ages) } else { ages.remove(0) };
+            self.store.set_row(row, gradient.as_ref())?;
+            ages.push(row);
+        }
+        let half = passes::gram(self.store.all(), Sums::Double, threads);
+        syrk::expand(self.capacity(), &half, 1.0, &mut self.gram);
+        self.ages = ages;
+        let factored = self.set_damping(self.damping);
+        if factored.is_err() {
+            self.ages.clear();
+        }
+        factored
     }
 
     /// [`Sliding::push`], then F⁻¹g of that gradient (as stored) to `out`: two passes over G.
@@ -252,8 +281,10 @@ impl Sliding {
     /// Puts the gradient into the window; leaves it as stored, and Gg, in the scratch.
     fn enter(&mut self, gradient: &[f32], threads: usize) -> Result<()> {
         let full = self.len() == self.capacity();
-        let free = (0..self.capacity()).find(|row| !self.ages.contains(row));
-        let row = free.unwrap_or_else(|| self.ages[0]);
+        let row = match full {
+            true => self.ages[0],
+            false => free_row(&self.ages),
+        };
         self.store.set_row(row, gradient)?;
         if full {
             self.remove(0);
@@ -309,6 +340,11 @@ fn check_damping(damping: f64) -> Result<()> {
     Ok(())
 }
 
+/// The first row that is not in use, for a window that is not full.
+fn free_row(ages: &[usize]) -> usize {
+    (0..).find(|row| !ages.contains(row)).expect("one of the first rows is free")
+}
+
 fn read_number(from: &mut dyn Read) -> std::io::Result<u64> {
     let mut bytes = [0; 8];
     from.read_exact(&mut bytes)?;
@@ -351,22 +387,48 @@ impl AgedFactor {
     }
 
     /// Removes gradient k: the rows after it take up its column by rotations, kept in `rotations`.
+    ///
+    /// Row i moves to the place of row i − 1, whose numbers were read before. A rotation waits for
+    /// the one before it in its row, so four rows go side by side.
     fn remove(&mut self, k: usize, rotations: &mut Vec<(f64, f64)>) {
+        const SIDE: usize = 4;
         let n = self.len();
         rotations.clear();
-        for i in k + 1..n {
-            let (from, to) = (triangle(i), triangle(i - 1));
-            let mut carried = self.rows[from + k];
-            self.rows.copy_within(from..from + k, to);
-            for (j, &(cosine, sine)) in rotations.iter().enumerate() {
-                let l = self.rows[from + k + 1 + j];
-                self.rows[to + k + j] = cosine * l + sine * carried;
-                carried = cosine * carried - sine * l;
+        let mut first = k + 1;
+        while first < n {
+            let count = SIDE.min(n - first);
+            let mut carried = [0.0; SIDE];
+            for (r, carried) in carried.iter_mut().enumerate().take(count) {
+                let (from, to) = (triangle(first + r), triangle(first + r - 1));
+                *carried = self.rows[from + k];
+                self.rows.copy_within(from..from + k, to);
             }
-            let l = self.rows[from + i];
-            let pivot = l.hypot(carried);
-            self.rows[to + i - 1] = pivot;
-            rotations.push((l / pivot, carried / pivot));
+            if count == SIDE {
+                // The five places that the four rows come from and go to.
+                let place = |r: usize| triangle(first - 1 + r) + k;
+                let at = [place(0), place(1), place(2), place(3), place(4)];
+                for (j, &(cosine, sine)) in rotations.iter().enumerate() {
+                    let l = [1, 2, 3, 4].map(|r| self.rows[at[r] + 1 + j]);
+                    for r in 0..SIDE {
+                        self.rows[at[r] + j] = cosine * l[r] + sine * carried[r];
+                        carried[r] = cosine * carried[r] - sine * l[r];
+                    }
+                }
+            }
+            let done = if count == SIDE { rotations.len() } else { 0 };
+            for (i, mut carried) in (first..first + count).zip(carried) {
+                let (from, to) = (triangle(i), triangle(i - 1));
+                for (j, &(cosine, sine)) in rotations.iter().enumerate().skip(done) {
+                    let l = self.rows[from + k + 1 + j];
+                    self.rows[to + k + j] = cosine * l + sine * carried;
+                    carried = cosine * carried - sine * l;
+                }
+                let l = self.rows[from + i];
+                let pivot = l.hypot(carried);
+                self.rows[to + i - 1] = pivot;
+                rotations.push((l / pivot, carried / pivot));
+            }
+            first += count;
         }
         self.rows.truncate(triangle(n - 1));
     }
@@ -467,6 +529,23 @@ mod tests {
         window.push(row(26), 1).unwrap();
         rows.push(row(26));
         check(&window, &rows, 0.3);
+    }
+
+    #[test]
+    fn many_gradients_at_once_are_those_pushed_one_by_one() {
+        let (m, d) = (10, 50);
+        let g = hard_gradients(40, d, 45);
+        let x = Rng::new(46).normals(d);
+        let new = || Sliding::new(m, d, 1e-3, Storage::F16, None).unwrap();
+        let (mut one, mut many) = (new(), new());
+        for part in [0..4, 4..4, 4..9, 9..31, 31..40] {
+            part.clone().for_each(|i| one.push(&g[i * d..][..d], 1).unwrap());
+            many.extend(part.map(|i| &g[i * d..][..d]), 2).unwrap();
+            let want = applied(&one, &x);
+            assert_approximate(&applied(&many, &x), &want, 1e-6, largest(&want));
+            assert_eq!(one.len(), many.len());
+        }
+        assert!(many.extend([[f32::NAN; 50]], 1).is_err() && many.is_empty());
     }
 
     #[test]

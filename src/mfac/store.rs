@@ -13,7 +13,9 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 use memmap2::{Advice, MmapMut};
 
+use super::kernels::ahead::Ahead;
 use super::kernels::cast;
+use super::kernels::gemv::{ROWS, Rows};
 use crate::error::{Error, ErrorKind, Result, bail};
 use crate::sys;
 
@@ -152,11 +154,11 @@ impl GradientStore {
     /// Panics when there is no such row or the length is not d.
     pub fn set_row(&mut self, i: usize, gradient: &[f32]) -> Result<()> {
         assert!(i < self.count && gradient.len() == self.dimension);
-        // f32::max passes over NaN.
-        let worst = |m: f32, g: &f32| if g.is_nan() { f32::INFINITY } else { m.max(g.abs()) };
-        let largest = gradient.iter().fold(0.0, worst);
+        // Magnitudes are ordered as their bits, NaN above all.
+        let magnitude = |g: &f32| g.to_bits() & 0x7fff_ffff;
+        let largest = f32::from_bits(gradient.iter().map(magnitude).max().unwrap_or(0));
         let limit = if self.storage == Storage::Bf16 { bf16::MAX.to_f32() } else { f32::MAX };
-        if largest > limit {
+        if largest.is_nan() || largest > limit {
             bail!(
                 Numerics,
                 "gradient {i} has an element that is not finite or too large to store ({largest:e})"
@@ -228,6 +230,50 @@ impl<'a> Gradients<'a> {
             scratch.iter_mut().for_each(|x| *x *= scale);
         }
         scratch
+    }
+
+    /// The rows from `first` on in one piece and how far apart they begin, where they are in f32.
+    pub(super) fn strided(&self, first: usize) -> Option<(&'a [f32], usize)> {
+        let store = self.store;
+        let start = first * store.stride + self.start;
+        (store.storage == Storage::F32)
+            .then(|| (&cast::numbers::<f32>(&store.bytes)[start..], store.stride))
+    }
+
+    /// Asks for the columns `range` of the rows `rows` ahead of time.
+    pub(super) fn ahead(&self, rows: Range<usize>, range: Range<usize>) -> Ahead {
+        if range.is_empty() || rows.is_empty() {
+            return Ahead::none();
+        }
+        let (store, size) = (self.store, self.store.storage.size());
+        let start = rows.start * store.stride + self.start + range.start;
+        let bytes = &store.bytes[start * size..];
+        Ahead::new(bytes, rows.len(), store.stride * size, range.len() * size)
+    }
+
+    /// Columns `range` of the rows from `first` on as they are stored, and what each is to be
+    /// multiplied by; where there are no more rows, the last one and 0.
+    pub(super) fn rows(&self, first: usize, range: Range<usize>) -> (Rows<'a>, [f64; ROWS]) {
+        let store = self.store;
+        assert!(first < store.count && range.end <= self.dimension);
+        let stored = |i: usize| {
+            let start = (first + i).min(store.count - 1) * store.stride + self.start + range.start;
+            start..start + range.len()
+        };
+        let halves = || {
+            let numbers = cast::numbers::<u16>(&store.bytes);
+            std::array::from_fn(|i| &numbers[stored(i)])
+        };
+        let rows = match store.storage {
+            Storage::F32 => {
+                let numbers = cast::numbers::<f32>(&store.bytes);
+                Rows::F32(std::array::from_fn(|i| &numbers[stored(i)]))
+            }
+            Storage::F16 => Rows::F16(halves()),
+            Storage::Bf16 => Rows::Bf16(halves()),
+        };
+        let scale = |i: usize| store.scales.get(first + i).map_or(0.0, |&s| f64::from(s));
+        (rows, std::array::from_fn(scale))
     }
 }
 

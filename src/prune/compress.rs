@@ -1,8 +1,8 @@
 //! Pruning a model, from its graph and calibration samples to new weights.
 //!
 //! Each stage collects gradients of the model as it is then, builds the Fisher from them and takes
-//! one pruning step; the schedule of sparsities is geometric in the density. Nothing here touches
-//! files: see [`super::run`] for that.
+//! one pruning step; the schedule of sparsities is geometric in the density. Weights that are zero
+//! already count as pruned and stay zero. Nothing here touches files: see [`super::run`] for that.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use crate::prune::{
 };
 use crate::runtime::Device;
 use crate::tensor::Tensor;
+use crate::train::checkpoint::Identity;
 
 /// How weights are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +82,32 @@ pub struct Options {
 }
 
 impl Options {
+    /// What makes one run differ from another, by name: everything but the number of threads.
+    pub(super) fn identity(&self) -> Identity {
+        [
+            ("sparsity", self.sparsity.to_string()),
+            ("method", format!("{:?}", self.method)),
+            ("pattern", self.pattern.to_string()),
+            ("scope", format!("{:?}", self.scope)),
+            ("update", format!("{:?}", self.update)),
+            ("selection", format!("{:?}", self.selection)),
+            ("block size", self.block.to_string()),
+            ("damping", format!("{:?}", self.damping)),
+            ("number of stages", self.stages.to_string()),
+            ("number of gradients", self.gradients.to_string()),
+            ("number of samples per gradient", self.fisher_batch.to_string()),
+            ("Fisher", self.fisher.to_string()),
+            ("matching of statistics", self.match_statistics.to_string()),
+            ("choice of outputs", format!("{:?}", self.outputs)),
+            ("choice of skipped tensors", format!("{:?}", self.skip)),
+            ("seed", self.seed.to_string()),
+            ("device", format!("{:?}", self.device)),
+            ("memory limit", self.memory_limit_bytes.to_string()),
+        ]
+        .map(|(name, value)| (name.to_string(), value))
+        .into()
+    }
+
     /// How to run graphs.
     pub fn run(&self) -> RunOptions {
         RunOptions { device: self.device, threads: self.threads }
@@ -128,8 +155,6 @@ pub struct Pruned {
     pub predicted_loss: Vec<f64>,
     /// The value whose seeds the Fisher was made from.
     pub seeded: Vec<String>,
-    /// Samples per run of the backward graph.
-    pub batch: usize,
     /// Seconds for collecting gradients, for accumulating the Fisher, and for pruning.
     pub gradient_s: f64,
     /// Seconds spent on Fisher blocks.
@@ -138,6 +163,10 @@ pub struct Pruned {
     pub prune_s: f64,
     /// Seconds spent on matching statistics.
     pub statistics_s: f64,
+    /// Seconds spent on fine-tuning between pruning steps.
+    pub tune_s: f64,
+    /// How often a stage's gradients were taken.
+    pub stages: usize,
 }
 
 /// Prunes a model by `options`. `graph` is its working graph (see [`crate::onnx::import`]);
@@ -158,18 +187,19 @@ pub fn compress(
         .map(|p| Layer { name: p.name.clone(), range: p.range.clone(), row: p.row })
         .collect();
     let mut weights = read(&prepared, &parameters);
-    let mut alive = vec![true; weights.len()];
+    let mut alive: Vec<bool> = weights.iter().map(|w| *w != 0.0).collect();
     let mut result = Pruned {
         tensors: Vec::new(),
         layers: Vec::new(),
         skipped,
         predicted_loss: Vec::new(),
         seeded: seeding.values(),
-        batch,
         gradient_s: 0.0,
         fisher_s: 0.0,
         prune_s: 0.0,
         statistics_s: 0.0,
+        tune_s: 0.0,
+        stages: 0,
         biases: Vec::new(),
     };
     let mut matching =
@@ -182,7 +212,9 @@ pub fn compress(
         store(&mut prepared, &parameters, &weights);
         matching.apply(&mut prepared, &parameters, &mut weights, &mut result)?;
     } else {
-        let stages = schedule(0.0, options.sparsity, options.stages);
+        let from = zeros(&alive).min(options.sparsity);
+        let stages = schedule(from, options.sparsity, options.stages);
+        result.stages = stages.len();
         for (number, &sparsity) in stages.iter().enumerate() {
             let stage = Stage { number, of: stages.len(), options, batch, progress, cancel };
             let collector_inputs = (&prepared, &parameters[..], samples, &seeding);
@@ -201,6 +233,26 @@ pub fn compress(
     let tensor = |p: &Parameter| Tensor::clone(&prepared.graph.initializers[&p.name]);
     result.tensors = parameters.iter().map(|p| (p.name.clone(), tensor(p))).collect();
     Ok(result)
+}
+
+/// The share of the prunable weights of a model that is zero already, and the tensors that are left
+/// alone. The errors are those of [`compress`] that need no gradients to be found.
+pub(super) fn survey(
+    graph: &Graph,
+    samples: &Samples,
+    options: &Options,
+    cancel: &Cancel,
+) -> Result<(f64, Vec<Skipped>)> {
+    options.pattern.check_sparsity(options.sparsity)?;
+    let (prepared, ..) = fix_batch(graph, samples, options, cancel)?;
+    let (parameters, skipped) = choose(&prepared, options)?;
+    let alive: Vec<bool> = read(&prepared, &parameters).iter().map(|w| *w != 0.0).collect();
+    Ok((zeros(&alive), skipped))
+}
+
+/// The share of weights that are pruned.
+fn zeros(alive: &[bool]) -> f64 {
+    alive.iter().filter(|alive| !**alive).count() as f64 / alive.len().max(1) as f64
 }
 
 /// Matching the statistics of the dense model, where that is asked for and possible.

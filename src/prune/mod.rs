@@ -18,6 +18,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::cancel::Cancel;
 use crate::error::{Result, bail, error};
 use crate::mfac::{BlockFisher, Gradients};
@@ -26,6 +28,7 @@ mod block;
 mod compress;
 mod dense;
 mod fisher;
+mod gradual;
 mod greedy;
 mod kernel;
 mod magnitude;
@@ -40,10 +43,11 @@ mod wide;
 
 pub use crate::progress::Progress;
 pub use compress::{Method, Options, Pruned, compress};
+pub use gradual::Gradual;
 pub use magnitude::magnitude;
 pub use pattern::{Pattern, plan_blocks};
 pub use run::{Job, Run};
-pub use schedule::schedule;
+pub use schedule::{Ramp, schedule};
 
 use block::{Ranking, Scratch, Start, Task};
 
@@ -190,7 +194,7 @@ pub struct Step {
 }
 
 /// What a step did to one layer.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerStep {
     /// The name of the tensor.
     pub name: String,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic_file::AtomicFile;
 use crate::error::Result;
+use crate::train;
 
 /// The name of the schema that [`Report`] is.
 pub const SCHEMA: &str = "hone.report/1";
@@ -28,7 +29,8 @@ pub struct Report {
     pub options: Options,
     /// The prunable tensors, in graph order.
     pub layers: Vec<LayerRow>,
-    /// Biases and means of norms that moved to match statistics; nothing of them was removed.
+    /// Tensors that moved without losing a weight: biases and means of norms to match statistics,
+    /// and what else a gradual run trains.
     pub adjusted: Vec<String>,
     /// The tensors that were not pruned.
     pub skipped: Vec<Skipped>,
@@ -44,6 +46,10 @@ pub struct Report {
     pub phases: Vec<Phase>,
     /// What the run cost, measured against plain forward passes.
     pub cost: Cost,
+    /// The way to the sparsity, where fine-tuning followed each of several steps
+    /// (`--schedule gradual`).
+    #[serde(default)]
+    pub gradual: Option<Gradual>,
 }
 
 /// The files of a run, as the caller named them.
@@ -74,7 +80,8 @@ pub struct Options {
     pub update: Option<String>,
     /// `greedy` or `staged`; none for magnitude and the independent update.
     pub selection: Option<String>,
-    /// How often curvature was computed anew on the way to the sparsity.
+    /// How often curvature was computed anew on the way to the sparsity; in each step of a gradual
+    /// run.
     pub stages: usize,
     /// Fisher blocks are at most this wide; none for whole layers and magnitude.
     pub block_size: Option<usize>,
@@ -142,7 +149,7 @@ pub struct Total {
     /// The sum of the layers' predicted losses, over all stages; none for magnitude.
     pub predicted_loss: Option<f64>,
     /// The rise of the same loss on the calibration samples, as measured; none where the Fisher
-    /// does not belong to a loss that can be measured.
+    /// does not belong to a loss that can be measured, and where fine-tuning moved it, too.
     pub measured_loss: Option<f64>,
 }
 
@@ -175,6 +182,69 @@ pub struct Divergence {
     pub relative_error: f64,
     /// The fraction of samples with the same highest output; none where that means nothing.
     pub agreement: Option<f64>,
+}
+
+/// A run in steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Gradual {
+    /// `geometric` (in the density) or `cubic`.
+    pub ramp: String,
+    /// The settings of the fine-tuning after each step, as in `hone.finetune/1`; its `steps` are
+    /// those after one pruning step.
+    pub tuning: train::report::Options,
+    /// The pruning steps, in order.
+    pub steps: Vec<GradualStep>,
+}
+
+/// A pruning step and the fine-tuning after it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GradualStep {
+    /// zeros / weights of the prunable tensors after it.
+    pub sparsity: f64,
+    /// ½ δᵀFδ of its stages, without damping; none for magnitude.
+    pub predicted_loss: Option<f64>,
+    /// The evaluation samples after pruning, before fine-tuning; none without samples.
+    pub pruned: Option<Standing>,
+    /// The same after fine-tuning.
+    pub tuned: Option<Standing>,
+    /// The training loss of the first and the last batch.
+    pub training_loss: Option<[f64; 2]>,
+    /// Seconds of pruning, its evaluation included.
+    pub prune_seconds: f64,
+    /// Seconds of training; both also count what a process did that was stopped.
+    pub tune_seconds: f64,
+}
+
+/// A model on the evaluation samples, on the way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Against the labels; none without.
+    pub quality: Option<Quality>,
+    /// Against the dense model.
+    pub divergence: Divergence,
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.quality {
+            Some(quality) => f.write_str(&percent(quality.accuracy)),
+            None => write!(f, "{} off", percent(self.divergence.relative_error)),
+        }
+    }
+}
+
+/// One line for a log.
+impl fmt::Display for GradualStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} zeros", percent(self.sparsity))?;
+        if let Some([first, last]) = self.training_loss {
+            write!(f, ", training loss {first:.4} -> {last:.4}")?;
+        }
+        match (&self.pruned, &self.tuned) {
+            (Some(pruned), Some(tuned)) => write!(f, "; held out: {pruned} -> {tuned}"),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The model files, external data included.
@@ -257,6 +327,10 @@ impl fmt::Display for Report {
         if !self.skipped.is_empty() {
             writeln!(f)?;
             f.write_str(&self.skipped_table().render())?;
+        }
+        if let Some(gradual) = &self.gradual {
+            writeln!(f, "\n{}", gradual.summary())?;
+            f.write_str(&gradual.table().render())?;
         }
         writeln!(f)?;
         f.write_str(&self.comparison_table().render())?;
@@ -381,6 +455,48 @@ impl Report {
         }
         if let Some(peak) = cost.peak_memory_bytes {
             table.row(["peak memory".into(), bytes(peak), String::new()]);
+        }
+        table
+    }
+}
+
+impl Gradual {
+    /// The settings in one line.
+    fn summary(&self) -> String {
+        let t = &self.tuning;
+        let mut line = format!(
+            "{} ramp, after each step {} training steps of {} samples with {}, learning rate {} \
+             ({})",
+            self.ramp, t.steps, t.batch, t.optimizer, t.learning_rate, t.schedule
+        );
+        if let Some(share) = t.distill_weight.filter(|share| *share > 0.0) {
+            write!(line, ", {} of the loss from the dense model", percent(share))
+                .expect("a string grows");
+        }
+        line
+    }
+
+    fn table(&self) -> Table {
+        let mut table = Table::new(&[
+            "<step",
+            ">sparsity",
+            ">pruned",
+            ">fine-tuned",
+            ">training loss",
+            ">pruning s",
+            ">fine-tuning s",
+        ]);
+        let or_dash = |text: Option<String>| text.unwrap_or("-".into());
+        for (number, step) in self.steps.iter().enumerate() {
+            table.row([
+                (number + 1).to_string(),
+                percent(step.sparsity),
+                or_dash(step.pruned.as_ref().map(Standing::to_string)),
+                or_dash(step.tuned.as_ref().map(Standing::to_string)),
+                or_dash(step.training_loss.map(|[a, b]| format!("{a:.4} -> {b:.4}"))),
+                format!("{:.1}", step.prune_seconds),
+                format!("{:.1}", step.tune_seconds),
+            ]);
         }
         table
     }
@@ -569,6 +685,7 @@ mod tests {
                 peak_memory_bytes: Some(3 << 20),
                 ..Cost::default()
             },
+            gradual: None,
         }
     }
 

@@ -14,15 +14,18 @@ use crate::evaluate::{self, RunOptions};
 use crate::gradient::prepare::declare_baked_batch;
 use crate::gradient::seed::Fisher;
 use crate::onnx::{Graph, Model, import};
+use crate::prune::gradual::Course;
 use crate::prune::report::{
     self, Cost, Divergence, Evaluation, Files, Latency, LayerRow, Phase, Quality, Report, SCHEMA,
-    Size, Skipped, Total,
+    Size, Skipped, Standing, Total,
 };
 use crate::prune::{
-    Damping, Method, Options, Progress, Pruned, Scope, Selection, Update, compress,
+    Damping, Gradual, Method, Options, Progress, Pruned, Scope, Selection, Update, compress,
 };
 use crate::sys;
 use crate::tensor::Tensor;
+use crate::train;
+use crate::train::checkpoint;
 
 /// Files and options of a run.
 #[derive(Clone, Debug)]
@@ -39,6 +42,8 @@ pub struct Job {
     pub reading: ReadOptions,
     /// What to do.
     pub options: Options,
+    /// To do it in steps with fine-tuning after each.
+    pub gradual: Option<Gradual>,
 }
 
 impl Job {
@@ -46,6 +51,8 @@ impl Job {
     pub fn run(&self, progress: &dyn Progress, cancel: &Cancel) -> Result<Report> {
         let phases = Phases::start();
         check_output(&self.output, &[&self.model])?;
+        let kept = self.gradual.as_ref().and_then(|g| g.checkpoint.as_deref());
+        checkpoint::check_place(kept, &self.output)?;
         let model = Model::load(&self.model)?;
         let graph = import(&model).context(|| self.model.display().to_string())?;
         let calibration = Samples::read(&self.calibration, &graph.inputs, &self.reading)?;
@@ -58,10 +65,15 @@ impl Job {
             calibration: &calibration,
             evaluation: evaluation.as_ref(),
             options: &self.options,
+            gradual: self.gradual.as_ref(),
             files: self.files(),
         };
         let mut outcome = run.start(model, graph, phases, progress, cancel)?;
         outcome.model.save(&self.output)?;
+        if let Some(path) = kept {
+            // The run is over; a file that is gone already is as good.
+            let _ = fs::remove_file(path);
+        }
         outcome.report.size = self.size()?;
         Ok(outcome.finish("write").1)
     }
@@ -98,6 +110,8 @@ pub struct Run<'a> {
     pub evaluation: Option<&'a Samples>,
     /// What to do.
     pub options: &'a Options,
+    /// To do it in steps with fine-tuning after each.
+    pub gradual: Option<&'a Gradual>,
     /// What the report and messages call these.
     pub files: Files,
 }
@@ -164,11 +178,36 @@ impl Run<'_> {
             source.initializers.contains_key(name)
                 && readers.get(name).is_some_and(|u| u.len() == 1)
         };
-        let pruned = compress(&graph, adjustable, calibration, self.options, progress, cancel)
-            .map_err(|e| match (e.kind(), &self.files.calibration) {
-                (ErrorKind::Data, Some(calibration)) => e.context(calibration),
-                _ => e.context(in_model()),
-            })?;
+        let pruned = match self.gradual {
+            None => compress(&graph, adjustable, calibration, self.options, progress, cancel)
+                .map(|pruned| (pruned, None)),
+            Some(plan) => {
+                let judge = |now: &Graph| {
+                    let models = Models { dense: &graph, pruned: now };
+                    let standing =
+                        |e: Evaluation| Standing { quality: e.pruned, divergence: e.divergence };
+                    let evaluated = self.evaluation.map(|e| self.evaluate(&models, e, cancel));
+                    Ok(evaluated.transpose()?.map(standing))
+                };
+                let course = Course {
+                    dense: &graph,
+                    source: &source,
+                    adjustable: &adjustable,
+                    samples: calibration,
+                    evaluation: self.evaluation,
+                    judge: &judge,
+                    options: self.options,
+                    plan,
+                    progress,
+                    cancel,
+                };
+                self.in_steps(&course)
+            }
+        };
+        let (pruned, gradual) = pruned.map_err(|e| match (e.kind(), &self.files.calibration) {
+            (ErrorKind::Data, Some(calibration)) => e.context(calibration),
+            _ => e.context(in_model()),
+        })?;
         let mut pruned_graph = graph.clone();
         for (name, tensor) in pruned.tensors.iter().chain(&pruned.biases) {
             let file = source.initializers.get(name).unwrap_or(&graph.initializers[name]);
@@ -188,7 +227,7 @@ impl Run<'_> {
         let latency = self.latency(&models, calibration, cancel)?;
         phases.mark("latency");
         progress.advance(2);
-        let forward_s = self.forward_s(&graph, calibration, cancel)?;
+        let forward_s = self.forward_s(&graph, calibration, pruned.stages, cancel)?;
         phases.mark("forward passes alone");
         cancel.check()?;
         let layers = layers(&pruned, self.options.method);
@@ -206,8 +245,17 @@ impl Run<'_> {
             latency: Some(latency),
             cost: cost(&pruned, forward_s),
             phases: Vec::new(),
+            gradual,
         };
         Ok(Outcome { model, report, phases, pruned })
+    }
+
+    fn in_steps(&self, course: &Course<'_>) -> Result<(Pruned, Option<report::Gradual>)> {
+        let plan = course.plan;
+        let tuning = plan.tuning_for(self.calibration)?;
+        let (pruned, steps) = course.run(&tuning)?;
+        let tuning = train::settings(&tuning, self.calibration);
+        Ok((pruned, Some(report::Gradual { ramp: plan.ramp.to_string(), tuning, steps })))
     }
 
     fn run_options(&self) -> RunOptions {
@@ -247,7 +295,8 @@ impl Run<'_> {
         pruned: &Pruned,
         cancel: &Cancel,
     ) -> Result<Option<f64>> {
-        if !matches!(self.options.fisher, Fisher::Outputs | Fisher::Gaussian) {
+        let known = matches!(self.options.fisher, Fisher::Outputs | Fisher::Gaussian);
+        if !known || self.gradual.is_some() {
             return Ok(None);
         }
         let run = self.run_options();
@@ -266,15 +315,21 @@ impl Run<'_> {
         Ok(Latency { batch, runs: evaluate::LATENCY_RUNS, dense_median_ms, pruned_median_ms })
     }
 
-    /// Time of the forward passes of as many samples as gradients were taken of.
-    fn forward_s(&self, graph: &Graph, samples: &Samples, cancel: &Cancel) -> Result<Option<f64>> {
+    /// Time of the forward passes of as many samples as gradients were taken of in so many stages.
+    fn forward_s(
+        &self,
+        graph: &Graph,
+        samples: &Samples,
+        stages: usize,
+        cancel: &Cancel,
+    ) -> Result<Option<f64>> {
         let o = &self.options;
-        if o.method == Method::Magnitude {
+        if o.method == Method::Magnitude || stages == 0 {
             return Ok(None);
         }
         let output = self.main_output(graph)?;
         let once = evaluate::forward_s(graph, &output, samples, self.run_options(), cancel)?;
-        let taken = o.gradients * o.fisher_batch * o.stages;
+        let taken = o.gradients * o.fisher_batch * stages;
         Ok(Some(once * taken as f64 / samples.rows() as f64))
     }
 
@@ -323,12 +378,15 @@ impl Phases {
             ("fisher", pruned.fisher_s),
             ("prune", pruned.prune_s),
             ("statistics", pruned.statistics_s),
+            ("fine-tuning", pruned.tune_s),
         ];
+        let parts = &parts[..parts.len() - usize::from(pruned.tune_s == 0.0)];
         let known: f64 = parts.iter().map(|(_, s)| s).sum();
         let rest = self.list[at].seconds - known;
-        let parts = [("prepare", rest)].into_iter().chain(parts);
-        let parts = parts.map(|(name, seconds)| Phase { name: name.into(), seconds });
-        self.list.splice(at..=at, parts.collect::<Vec<_>>());
+        let parts = [("prepare", rest)].into_iter().chain(parts.iter().copied());
+        let parts: Vec<_> =
+            parts.map(|(name, seconds)| Phase { name: name.into(), seconds }).collect();
+        self.list.splice(at..=at, parts);
         self.list
     }
 }

@@ -22,6 +22,26 @@ const LONGEST_TEXT: u64 = 256 << 20;
 
 const MAGIC: &[u8; 18] = b"hone.checkpoint/1\n";
 
+/// What can be known of a checkpoint's place before any work: it is in a folder that exists and is
+/// not the `output`, whose file it would take with it at the end.
+pub fn check_place(path: Option<&Path>, output: &Path) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let folder = |path: &Path| match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.canonicalize(),
+        _ => Path::new(".").canonicalize(),
+    };
+    let Ok(here) = folder(path) else {
+        bail!(Io, "{}: the folder does not exist; create it first", path.display());
+    };
+    if path.is_dir() || path.file_name().is_none() {
+        bail!(Usage, "--checkpoint {} is a folder; name a file in it", path.display());
+    }
+    if path.file_name() == output.file_name() && folder(output).is_ok_and(|there| there == here) {
+        bail!(Usage, "--checkpoint {} is the output itself; name another file", path.display());
+    }
+    Ok(())
+}
+
 /// Writes the file at `path`: `log` is any text, `save` writes the state.
 pub fn write(
     path: &Path,

@@ -38,6 +38,22 @@ impl Length {
             Length::Epochs(epochs) => (epochs * rows as f64 / batch.max(1) as f64).ceil() as u64,
         }
     }
+
+    /// The options for a run of this length over `rows` samples: its steps, over which a falling
+    /// schedule falls. Error `Usage` where there are none.
+    pub fn fit(self, options: &TuneOptions, rows: usize) -> Result<TuneOptions> {
+        let mut options = options.clone();
+        options.steps = self.steps(rows, options.batch);
+        if options.steps == 0 {
+            bail!(Usage, "a run of 0 steps changes nothing; ask for at least one");
+        }
+        let falls = options.steps.saturating_sub(options.settings.warmup_steps);
+        match &mut options.settings.schedule {
+            Schedule::Linear { steps } | Schedule::Cosine { steps } => *steps = falls,
+            Schedule::Constant | Schedule::Stairs { .. } => (),
+        }
+        Ok(options)
+    }
 }
 
 /// What a run does, wherever its model and samples come from.
@@ -56,21 +72,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The options with everything that depends on the number of samples.
-    fn options_for(&self, rows: usize) -> Result<TuneOptions> {
-        let mut options = self.options.clone();
-        options.steps = self.length.steps(rows, options.batch);
-        if options.steps == 0 {
-            bail!(Usage, "a run of 0 steps changes nothing; ask for at least one");
-        }
-        let falls = options.steps.saturating_sub(options.settings.warmup_steps);
-        match &mut options.settings.schedule {
-            Schedule::Linear { steps } | Schedule::Cosine { steps } => *steps = falls,
-            Schedule::Constant | Schedule::Stairs { .. } => (),
-        }
-        Ok(options)
-    }
-
     /// Removes the checkpoint of a run that is over and whose result is safe.
     pub fn end(&self) {
         if let Some(path) = &self.checkpoint {
@@ -111,6 +112,7 @@ impl Job {
             .map(PathBuf::as_path)
             .collect();
         check_output(&self.output, &sources)?;
+        checkpoint::check_place(self.plan.checkpoint.as_deref(), &self.output)?;
         let load = |path: &Path| {
             let model = Model::load(path)?;
             let graph = import(&model).context(|| path.display().to_string())?;
@@ -185,7 +187,7 @@ impl Run<'_> {
         }
         let (this, in_model) = (&self, || self.files.model.clone());
         let teacher = this.teacher.as_ref();
-        let options = this.plan.options_for(samples.rows())?;
+        let options = this.plan.length.fit(&this.plan.options, samples.rows())?;
         let source = Graph::from_model(&model).context(in_model)?;
         let judge = Judge::new(&graph, this.evaluation, &options)?;
         let alone = held_alone(&source, &graph);
@@ -225,6 +227,7 @@ impl Run<'_> {
             }),
             history: log.history,
             training_seconds: training.seconds,
+            gradient_seconds: training.gradient_s,
             training_steps: training.steps,
             total_seconds: start.elapsed().as_secs_f64(),
             peak_memory_bytes: sys::peak_memory_bytes(),
@@ -282,6 +285,7 @@ struct Log {
 /// What this process did.
 struct Training {
     seconds: f64,
+    gradient_s: f64,
     steps: u64,
 }
 
@@ -317,7 +321,7 @@ impl Course<'_, '_> {
             every => every,
         };
         progress.begin("fine-tuning", total);
-        let mut training = Training { seconds: 0.0, steps: 0 };
+        let mut training = Training { seconds: 0.0, gradient_s: 0.0, steps: 0 };
         while !self.tuner.is_done() {
             let start = Instant::now();
             let figures = match self.tuner.step(cancel) {
@@ -325,6 +329,7 @@ impl Course<'_, '_> {
                 Err(e) => return Err(self.stopped(e)),
             };
             training.seconds += start.elapsed().as_secs_f64();
+            training.gradient_s += figures.gradient_s;
             training.steps += 1;
             self.log.sum += figures.loss;
             self.log.count += 1;
@@ -439,11 +444,14 @@ fn row(name: &str, old: &Tensor, new: &Tensor) -> TensorRow {
     }
 }
 
-fn settings(o: &TuneOptions, samples: &Samples) -> report::Options {
-    let (optimizer, window, damping) = match o.kind {
-        Kind::Mfac { window, damping, .. } => ("mfac", Some(window), Some(damping)),
-        Kind::Adam => ("adam", None, None),
-        Kind::Sgd => ("sgd", None, None),
+/// The settings of a run over these samples, for reports.
+pub(crate) fn settings(o: &TuneOptions, samples: &Samples) -> report::Options {
+    let (optimizer, window, damping, metric) = match o.kind {
+        Kind::Mfac { window, damping, metric, .. } => {
+            ("mfac", Some(window), Some(damping), Some(metric))
+        }
+        Kind::Adam => ("adam", None, None, None),
+        Kind::Sgd => ("sgd", None, None, None),
     };
     let (damping_kind, damping) = match damping {
         Some(WindowDamping::Relative(fraction)) => (Some("relative"), Some(fraction)),
@@ -464,6 +472,7 @@ fn settings(o: &TuneOptions, samples: &Samples) -> report::Options {
         optimizer: optimizer.into(),
         window,
         damping_kind: damping_kind.map(String::from),
+        damping_metric: metric.map(|m| format!("{m:?}").to_lowercase()),
         damping,
         learning_rate: o.settings.learning_rate,
         schedule,

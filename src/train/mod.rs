@@ -22,10 +22,11 @@ mod tuner;
 mod workers;
 
 pub use graph::StepGraph;
+pub(crate) use job::settings;
 pub use job::{Job, Length, Plan, Run, held_alone};
 pub use objective::{Distillation, Loss, Objective};
 pub use parameters::Parameters;
 pub use select::Trained;
 pub use trainer::{StepFigures, TrainOptions, Trainer};
-pub use tuner::{Kind, TuneOptions, Tuner, WindowDamping};
+pub use tuner::{Kind, Metric, TuneOptions, Tuner, WindowDamping};
 pub use workers::Workers;

@@ -34,6 +34,9 @@ pub struct Report {
     pub history: Vec<Entry>,
     /// Seconds that this process spent on steps; those before a resumption are not counted.
     pub training_seconds: f64,
+    /// Of these, seconds for losses and gradients, the forward and backward passes.
+    #[serde(default)]
+    pub gradient_seconds: f64,
     /// Steps that this process took.
     pub training_steps: u64,
     /// Seconds in all, reading, evaluation and writing included.
@@ -68,6 +71,9 @@ pub struct Options {
     pub damping_kind: Option<String>,
     /// The damping, as a fraction or as λ; none without M-FAC.
     pub damping: Option<f64>,
+    /// `identity` or `diagonal`, what the damping is a multiple of; none without M-FAC.
+    #[serde(default)]
+    pub damping_metric: Option<String>,
     /// The learning rate at its peak.
     pub learning_rate: f64,
     /// `constant`, `linear`, `cosine` or `stairs:EVERY:FACTOR`.
@@ -216,6 +222,11 @@ impl fmt::Display for Report {
         }
         let (seconds, steps) = (self.training_seconds, self.training_steps);
         let each = 1e3 * seconds / steps.max(1) as f64;
-        write!(f, "{steps} steps in {seconds:.1} s, {each:.1} ms each")
+        let multiple = seconds / self.gradient_seconds.max(f64::MIN_POSITIVE);
+        write!(
+            f,
+            "{steps} steps in {seconds:.1} s, {each:.1} ms each, {multiple:.2} times the forward \
+             and backward passes"
+        )
     }
 }

@@ -1,6 +1,7 @@
 //! The state of a training run and its step: w ← w − ηv for the gradient of one batch.
 
 use std::io::{Read, Write};
+use std::time::Instant;
 
 use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result, bail};
@@ -29,6 +30,8 @@ pub struct StepFigures {
     pub gradient_norm: f64,
     /// η of the step.
     pub learning_rate: f64,
+    /// Seconds for the loss and its gradient; the rest of the step is the optimizer's.
+    pub gradient_s: f64,
 }
 
 /// Weights, optimizer and sessions of a training run.
@@ -87,7 +90,9 @@ impl Trainer {
         cancel: &Cancel,
     ) -> Result<StepFigures> {
         let Trainer { parameters, optimizer, workers, options, gradient, average } = self;
+        let start = Instant::now();
         let loss = workers.gradient(parameters, shards, feed, gradient, cancel)?;
+        let gradient_s = start.elapsed().as_secs_f64();
         if let Some(place) = gradient.iter().position(|g| !g.is_finite()) {
             bail!(
                 Numerics,
@@ -110,7 +115,7 @@ impl Trainer {
                 *a = (keep * f64::from(*a) + (1.0 - keep) * f64::from(w)) as f32;
             }
         }
-        Ok(StepFigures { loss, gradient_norm, learning_rate })
+        Ok(StepFigures { loss, gradient_norm, learning_rate, gradient_s })
     }
 
     /// The mean loss of a batch, without a step; `feed` as for [`Workers::gradient`].

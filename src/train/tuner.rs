@@ -26,6 +26,9 @@ use crate::train::{
 /// Samples per shard at most where the model leaves the choice: activations stay in cache.
 const LARGEST_SHARD: usize = 8;
 
+/// β₂ of Adam and of a diagonal damping.
+const SECOND_MOMENT: f64 = 0.999;
+
 /// What the outputs of a teacher for all samples may take in memory.
 const TEACHER_BYTES: usize = 4 << 30;
 
@@ -38,6 +41,8 @@ pub enum Kind {
         window: usize,
         /// The damping λ.
         damping: WindowDamping,
+        /// What λ is a multiple of.
+        metric: Metric,
         /// How the window is stored.
         storage: Storage,
     },
@@ -48,11 +53,39 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// M-FAC as it does best on the example (see benches/finetune.py).
+    pub const MFAC: Kind = Kind::Mfac {
+        window: 128,
+        damping: WindowDamping::Relative(Metric::Diagonal.usual_damping()),
+        metric: Metric::Diagonal,
+        storage: Storage::F32,
+    };
+
     /// A learning rate to start from, measured on the example (see benches/finetune.py).
     pub fn usual_learning_rate(self) -> f64 {
         match self {
-            Kind::Mfac { .. } => 1.0,
+            Kind::Mfac { metric: Metric::Identity, .. } => 1.0,
+            Kind::Mfac { metric: Metric::Diagonal, .. } => 4e-3,
             Kind::Adam | Kind::Sgd => 1e-3,
+        }
+    }
+}
+
+/// What the damping of a window is a multiple of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// The identity, as published.
+    Identity,
+    /// The root of the second moment of each weight's gradient, as in Adam (see [`Method::Mfac`]).
+    Diagonal,
+}
+
+impl Metric {
+    /// A relative damping to start from, measured on the example.
+    pub const fn usual_damping(self) -> f64 {
+        match self {
+            Metric::Identity => 1.0,
+            Metric::Diagonal => 100.0,
         }
     }
 }
@@ -109,6 +142,12 @@ impl TuneOptions {
         })
     }
 
+    /// An error of kind `Usage` for a setting out of its range, whatever the model.
+    pub fn check(&self) -> Result<()> {
+        self.distillation.map_or(Ok(()), |d| d.check())?;
+        optimizer(self, 1).map(|_| ())
+    }
+
     /// What makes one run differ from another, by name: everything but the number of threads.
     pub fn identity(&self) -> Identity {
         let settings = self.settings;
@@ -138,7 +177,7 @@ impl TuneOptions {
 /// A model in training.
 #[derive(Debug)]
 pub struct Tuner<'a> {
-    graph: &'a Graph,
+    graph: Graph,
     samples: &'a Samples,
     options: TuneOptions,
     objective: Objective,
@@ -159,7 +198,7 @@ impl<'a> Tuner<'a> {
     /// Errors: `Usage` for options that do not fit the model, `Data` for samples that lack what the
     /// loss needs, `Unsupported` for an operator without a gradient rule on the way.
     pub fn new(
-        graph: &'a Graph,
+        graph: &Graph,
         teacher: Option<&Graph>,
         stored: impl Fn(&str) -> bool,
         samples: &'a Samples,
@@ -196,7 +235,7 @@ impl<'a> Tuner<'a> {
             average: options.average,
         };
         let trainer = Trainer::new(&step, parameters, optimizer, train)?;
-        let (options, epoch) = (options.clone(), (u64::MAX, Vec::new()));
+        let (graph, options, epoch) = (graph.clone(), options.clone(), (u64::MAX, Vec::new()));
         Ok(Tuner { graph, samples, options, objective, trainer, teacher, shard, epoch })
     }
 
@@ -280,16 +319,17 @@ fn shard_size(graph: &Graph, batch: usize) -> Result<usize> {
 fn optimizer(options: &TuneOptions, dimension: usize) -> Result<Optimizer> {
     let momentum = options.momentum;
     let method = match options.kind {
-        Kind::Mfac { window, damping, storage } => {
+        Kind::Mfac { window, damping, metric, storage } => {
             let (lambda, relative_damping) = match damping {
                 // The first gradient replaces this λ.
                 WindowDamping::Relative(fraction) => (1.0, Some(fraction)),
                 WindowDamping::Absolute(lambda) => (lambda, None),
             };
             let window = Sliding::new(window, dimension, lambda, storage, None)?;
-            Method::Mfac { window, momentum, relative_damping }
+            let diagonal = (metric == Metric::Diagonal).then_some(SECOND_MOMENT);
+            Method::Mfac { window, momentum, relative_damping, diagonal }
         }
-        Kind::Adam => Method::Adam { first: momentum, second: 0.999, epsilon: 1e-8 },
+        Kind::Adam => Method::Adam { first: momentum, second: SECOND_MOMENT, epsilon: 1e-8 },
         Kind::Sgd => Method::Sgd { momentum },
     };
     Optimizer::new(method, options.settings, dimension, Vec::new())

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use hone::Result;
 use hone::calibration::{ReadOptions, parse_scale};
 use hone::gradient::seed::Fisher;
-use hone::prune::Pattern;
+use hone::prune::{Pattern, Ramp};
 use hone::runtime::Device;
 
 use crate::mam::arguments::MamArguments;
@@ -73,6 +73,9 @@ pub struct Running {
 #[command(after_help = "Example:\n  hone prune examples/fashion/model.onnx \
     --calibration examples/fashion/calibration.npz \\\n      \
     --sparsity 0.9 --evaluation examples/fashion/test.npz --output pruned.onnx\n\n\
+    In steps, with fine-tuning after each; the same command goes on after a stop:\n  hone prune examples/fashion/model.onnx \
+    --calibration examples/fashion/calibration.npz \\\n      \
+    --sparsity 0.98 --schedule gradual --steps 6 --checkpoint run.state --output pruned.onnx\n\n\
     Samples are .npy (models with one input), .npz (arrays named as the model's inputs, and \
     `labels`), or a folder of\nimages with one sub-folder per class.")]
 pub struct Prune {
@@ -128,10 +131,10 @@ pub struct Prune {
     /// Damping λ itself, in units of a squared gradient, instead of the fraction.
     #[arg(long, value_name = "LAMBDA", conflicts_with = "damping", help_heading = "M-FAC")]
     pub damping_absolute: Option<f64>,
-    /// How often gradients are taken anew on the way to the sparsity.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    #[arg(help_heading = "M-FAC")]
-    pub stages: u32,
+    /// How often gradients are taken anew on the way to the sparsity: 8 times by default, 2 times
+    /// in each step of a gradual run.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "M-FAC")]
+    pub stages: Option<u32>,
     /// Gradients per stage (m).
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     #[arg(value_name = "M", help_heading = "M-FAC")]
@@ -155,12 +158,64 @@ pub struct Prune {
     pub match_statistics: String,
 
     #[command(flatten)]
+    pub gradual: GradualArguments,
+
+    #[command(flatten)]
     pub reading: Reading,
     #[command(flatten)]
     pub running: Running,
     /// What gradients and Fisher blocks may take in memory, such as 512MiB or 4GiB.
     #[arg(long, default_value = "4GiB", value_name = "SIZE", help_heading = "Running")]
     pub memory_limit: String,
+}
+
+/// Pruning in steps; all of it but the schedule is for `--schedule gradual` only.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Gradual pruning")]
+pub struct GradualArguments {
+    /// one-shot, or gradual: in steps, with fine-tuning on the calibration samples after each.
+    #[arg(long, default_value = "one-shot", value_parser = ["one-shot", "gradual"])]
+    pub schedule: String,
+    /// Pruning steps, each followed by fine-tuning [default: 4]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub steps: Option<u32>,
+    /// How sparsity rises: geometric in the density, or cubic (first fast, then slow) [default:
+    /// geometric]
+    #[arg(long)]
+    pub ramp: Option<Ramp>,
+    /// How often each sample is seen after each step [default: 3]
+    #[arg(long, value_name = "NUMBER", conflicts_with = "tune_steps")]
+    pub tune_epochs: Option<f64>,
+    /// The number of training steps after each pruning step, instead of epochs.
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub tune_steps: Option<u64>,
+    /// Samples per training step [default: 64]
+    #[arg(long, value_name = "SAMPLES")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub batch: Option<u32>,
+    /// mfac, adam or sgd [default: mfac]
+    #[arg(long, value_parser = ["mfac", "adam", "sgd"])]
+    pub optimizer: Option<String>,
+    /// The learning rate at its peak, from which it falls to 0 along a cosine after each step; by
+    /// default 0.004 for mfac, 0.001 for adam and sgd.
+    #[arg(long, value_name = "RATE")]
+    pub learning_rate: Option<f64>,
+    /// What is minimised: cross-entropy (for class labels), mse (for targets), or auto [default:
+    /// auto]
+    #[arg(long, value_parser = ["auto", "cross-entropy", "mse"])]
+    pub loss: Option<String>,
+    /// The share of the dense model's outputs in the loss, from 0 to 1; by default a half, and all
+    /// where the samples have no labels.
+    #[arg(long, value_name = "FRACTION")]
+    pub distill_weight: Option<f64>,
+    /// Keeps the state of the run here, and goes on from it when it is there; removed at the end.
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: Option<PathBuf>,
+    /// Training steps between two checkpoints [default: 200]; the end of each pruning and each
+    /// fine-tuning writes one, and Ctrl-C, too.
+    #[arg(long, value_name = "STEPS", requires = "checkpoint")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub checkpoint_every: Option<u64>,
 }
 
 /// Train a model further, such as a pruned one: its zeros stay, BatchNorm statistics are frozen.
@@ -217,7 +272,8 @@ pub struct Finetune {
     #[arg(long, default_value = "mfac", value_parser = ["mfac", "adam", "sgd"])]
     #[arg(help_heading = "Optimizer")]
     pub optimizer: String,
-    /// The learning rate at its peak; by default 1 for mfac, 0.001 for adam and sgd.
+    /// The learning rate at its peak; by default 0.004 for mfac (1 with the damping metric
+    /// identity), 0.001 for adam and sgd.
     #[arg(long, value_name = "RATE", help_heading = "Optimizer")]
     pub learning_rate: Option<f64>,
     /// How it goes on: constant, linear or cosine (to 0 at the end), or stairs:EVERY:FACTOR.
@@ -246,11 +302,17 @@ pub struct Finetune {
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536))]
     #[arg(value_name = "M", help_heading = "Optimizer")]
     pub window: u32,
-    /// M-FAC: damping λ as a fraction of the mean Fisher diagonal. The direction is λF⁻¹g, so that
-    /// the learning rate is of the size of that of SGD.
-    #[arg(long, default_value_t = 1.0, value_name = "FRACTION", help_heading = "Optimizer")]
-    pub damping: f64,
-    /// M-FAC: damping λ itself, and the direction F⁻¹g, as published.
+    /// M-FAC: what the damping is a multiple of: diagonal (the root of the second moment of each
+    /// weight's gradient, as in Adam) or identity (as published) [default: diagonal]
+    #[arg(long, value_parser = ["diagonal", "identity"], help_heading = "Optimizer")]
+    pub damping_metric: Option<String>,
+    /// M-FAC: damping λ as a multiple of the window's mean Fisher diagonal [default: 100; 1 with
+    /// the metric identity]. The direction is λF⁻¹g, so that the learning rate is of the size of
+    /// that of Adam, or of SGD.
+    #[arg(long, value_name = "MULTIPLE", help_heading = "Optimizer")]
+    pub damping: Option<f64>,
+    /// M-FAC: damping λ itself, and the direction F⁻¹g, as published; the metric is identity unless
+    /// it is given.
     #[arg(long, value_name = "LAMBDA", conflicts_with = "damping", help_heading = "Optimizer")]
     pub damping_absolute: Option<f64>,
     /// M-FAC: how the window is stored.

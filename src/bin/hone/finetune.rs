@@ -5,7 +5,7 @@ use hone::error::{Error, ErrorKind, Result};
 use hone::mfac::Storage;
 use hone::mfac::optimizer::{Decay, Schedule, Settings};
 use hone::train::{
-    Distillation, Job, Kind, Length, Loss, Plan, Trained, TuneOptions, WindowDamping,
+    Distillation, Job, Kind, Length, Loss, Metric, Plan, Trained, TuneOptions, WindowDamping,
 };
 
 use crate::arguments::Finetune;
@@ -39,6 +39,10 @@ pub fn run(a: &Finetune, cancel: &Cancel) -> Result<()> {
 }
 
 fn options(a: &Finetune) -> Result<TuneOptions> {
+    let metric = match (a.damping_metric.as_deref(), a.damping_absolute) {
+        (Some("identity"), _) | (None, Some(_)) => Metric::Identity,
+        _ => Metric::Diagonal,
+    };
     let kind = match a.optimizer.as_str() {
         "adam" => Kind::Adam,
         "sgd" => Kind::Sgd,
@@ -46,8 +50,9 @@ fn options(a: &Finetune) -> Result<TuneOptions> {
             window: a.window as usize,
             damping: match a.damping_absolute {
                 Some(lambda) => WindowDamping::Absolute(lambda),
-                None => WindowDamping::Relative(a.damping),
+                None => WindowDamping::Relative(a.damping.unwrap_or(metric.usual_damping())),
             },
+            metric,
             storage: match a.window_storage.as_str() {
                 "f16" => Storage::F16,
                 "bf16" => Storage::Bf16,
@@ -84,11 +89,7 @@ fn options(a: &Finetune) -> Result<TuneOptions> {
         steps: 0,
         clip_norm: a.clip,
         average: a.average,
-        loss: match a.loss.as_str() {
-            "cross-entropy" => Some(Loss::CrossEntropy),
-            "mse" => Some(Loss::SquaredError),
-            _ => None,
-        },
+        loss: loss(&a.loss),
         distillation,
         output: a.output_name.clone(),
         trained: match a.train.as_slice() {
@@ -101,6 +102,15 @@ fn options(a: &Finetune) -> Result<TuneOptions> {
         seed: a.seed,
         threads: a.threads(),
     })
+}
+
+/// cross-entropy, mse or auto.
+pub fn loss(text: &str) -> Option<Loss> {
+    match text {
+        "cross-entropy" => Some(Loss::CrossEntropy),
+        "mse" => Some(Loss::SquaredError),
+        _ => None,
+    }
 }
 
 /// constant, linear, cosine or stairs:EVERY:FACTOR; the steps of a fall come with the run.

@@ -2,9 +2,12 @@
 
 use hone::cancel::Cancel;
 use hone::error::{Error, ErrorKind, Result};
-use hone::prune::{Damping, Job, Method, Options, Pattern, Scope, Selection, Update};
+use hone::mfac::optimizer::{Decay, Schedule, Settings};
+use hone::prune::{Damping, Gradual, Job, Method, Options, Pattern, Scope, Selection, Update};
+use hone::train::{Distillation, Kind, Length, Trained, TuneOptions};
 
 use crate::arguments::Prune;
+use crate::finetune::loss;
 use crate::terminal::Bars;
 
 pub fn run(a: &Prune, cancel: &Cancel) -> Result<()> {
@@ -15,6 +18,7 @@ pub fn run(a: &Prune, cancel: &Cancel) -> Result<()> {
         output: a.output.clone(),
         reading: a.reading.options()?,
         options: options(a)?,
+        gradual: gradual(a)?,
     };
     let bars = Bars::new();
     let report = job.run(&bars, cancel);
@@ -37,7 +41,7 @@ fn options(a: &Prune) -> Result<Options> {
         selection: selection(&a.selection)?,
         block: block(&a.block)?,
         damping: a.damping_absolute.map_or(Damping::Relative(a.damping), Damping::Absolute),
-        stages: a.stages as usize,
+        stages: a.stages.unwrap_or(if is_gradual(a) { 2 } else { 8 }) as usize,
         gradients: a.gradients as usize,
         fisher_batch: a.fisher_batch as usize,
         fisher: a.fisher,
@@ -54,6 +58,78 @@ fn options(a: &Prune) -> Result<Options> {
         device: a.running.device,
         memory_limit_bytes: size(&a.memory_limit)?,
     })
+}
+
+fn is_gradual(a: &Prune) -> bool {
+    a.gradual.schedule == "gradual"
+}
+
+/// The steps of a gradual run; its options without it are errors.
+fn gradual(a: &Prune) -> Result<Option<Gradual>> {
+    let g = &a.gradual;
+    if !is_gradual(a) {
+        let given = [
+            ("--steps", g.steps.is_some()),
+            ("--ramp", g.ramp.is_some()),
+            ("--tune-epochs", g.tune_epochs.is_some()),
+            ("--tune-steps", g.tune_steps.is_some()),
+            ("--batch", g.batch.is_some()),
+            ("--optimizer", g.optimizer.is_some()),
+            ("--learning-rate", g.learning_rate.is_some()),
+            ("--loss", g.loss.is_some()),
+            ("--distill-weight", g.distill_weight.is_some()),
+            ("--checkpoint", g.checkpoint.is_some()),
+        ];
+        return match given.iter().find(|(_, given)| *given) {
+            Some((name, _)) => {
+                Err(usage(format!("{name} belongs to a gradual run: add --schedule gradual")))
+            }
+            None => Ok(None),
+        };
+    }
+    if let [first, second, ..] = a.outputs.as_slice() {
+        return Err(usage(format!(
+            "a gradual run trains one output, but --outputs names {first:?} and {second:?}"
+        )));
+    }
+    if let Some(epochs) = g.tune_epochs.filter(|e| !(*e > 0.0 && e.is_finite())) {
+        return Err(usage(format!("--tune-epochs {epochs} is not a positive number")));
+    }
+    let kind = match g.optimizer.as_deref() {
+        Some("adam") => Kind::Adam,
+        Some("sgd") => Kind::Sgd,
+        _ => Kind::MFAC,
+    };
+    let tuning = TuneOptions {
+        kind,
+        momentum: 0.9,
+        settings: Settings {
+            learning_rate: g.learning_rate.unwrap_or_else(|| kind.usual_learning_rate()),
+            schedule: Schedule::Cosine { steps: 0 },
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            decay: Decay::Decoupled,
+        },
+        batch: g.batch.unwrap_or(64) as usize,
+        steps: 0,
+        clip_norm: None,
+        average: None,
+        loss: g.loss.as_deref().and_then(loss),
+        distillation: g.distill_weight.map(|weight| Distillation { weight, ..Gradual::HALF }),
+        output: a.outputs.first().cloned(),
+        trained: Trained::All,
+        keep_zeros: true,
+        seed: a.seed,
+        threads: a.running.threads(),
+    };
+    Ok(Some(Gradual {
+        steps: g.steps.unwrap_or(4) as usize,
+        ramp: g.ramp.unwrap_or_default(),
+        length: g.tune_steps.map_or(Length::Epochs(g.tune_epochs.unwrap_or(3.0)), Length::Steps),
+        tuning,
+        checkpoint: g.checkpoint.clone(),
+        checkpoint_every: g.checkpoint_every.unwrap_or(200),
+    }))
 }
 
 /// An N:M pattern fixes the sparsity; otherwise it must be given.

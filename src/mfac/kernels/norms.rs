@@ -3,7 +3,8 @@
 //! T is packed once by groups of four rows, each only as deep as its last row is long; the four
 //! rows of V they give are squared and summed while still in the tile.
 
-use super::tile::{HEIGHT, Tile, WIDTH, product};
+use super::ahead::Ahead;
+use super::tile::{HEIGHT, Tile, WIDTH, add_squares, product};
 
 /// The length of a packed m×m lower triangle.
 pub fn packed_len(m: usize) -> usize {
@@ -28,11 +29,19 @@ pub fn pack(t: &[f64], m: usize, scale: f64, packed: &mut [f32]) {
 
 /// `norms[s·24 + c] = ‖T·g‖²` for the columns g of the strips in `panels` (m rows rounded up to 4,
 /// those past m zero), `depth` = that number of rows.
-pub fn column_norms(packed: &[f32], depth: usize, panels: &[f32], norms: &mut [f64]) {
+pub fn column_norms(
+    packed: &[f32],
+    depth: usize,
+    panels: &[f32],
+    norms: &mut [f64],
+    ahead: &mut Ahead,
+) {
     norms.fill(0.0);
     let mut tile: Tile = [0.0; HEIGHT * WIDTH];
+    let each = ahead.left().div_ceil((depth / HEIGHT).max(1));
     let mut rest = packed;
     for first in (0..depth).step_by(HEIGHT) {
+        ahead.ask(each);
         let k = first + HEIGHT;
         let (group, tail) = rest.split_at(HEIGHT * k);
         for (strip, norms) in panels.chunks_exact(WIDTH * depth).zip(norms.chunks_exact_mut(WIDTH))
@@ -41,14 +50,6 @@ pub fn column_norms(packed: &[f32], depth: usize, panels: &[f32], norms: &mut [f
             add_squares(&tile, norms);
         }
         rest = tail;
-    }
-}
-
-fn add_squares(tile: &Tile, norms: &mut [f64]) {
-    let (ab, cd) = tile.split_at(2 * WIDTH);
-    let ((a, b), (c, d)) = (ab.split_at(WIDTH), cd.split_at(WIDTH));
-    for (j, norm) in norms.iter_mut().enumerate() {
-        *norm += f64::from((a[j] * a[j] + b[j] * b[j]) + (c[j] * c[j] + d[j] * d[j]));
     }
 }
 
@@ -71,7 +72,7 @@ mod tests {
             let mut panels = vec![0.0; panel::len(depth, n)];
             panel::pack(&padded, n, depth, n, &mut panels);
             let mut norms = vec![f64::NAN; panel::strips(n) * WIDTH];
-            column_norms(&packed, depth, &panels, &mut norms);
+            column_norms(&packed, depth, &panels, &mut norms, &mut Ahead::none());
             let want: Vec<f64> = (0..n)
                 .map(|c| {
                     let row = |i: usize| {

@@ -5,6 +5,8 @@
 //! keep clear of the cache conflicts of power-of-two strides, and the padding spares every kernel
 //! its edge cases.
 
+#![allow(unsafe_code, reason = "functions compiled for processor features, else safe code")]
+
 use super::tile::WIDTH;
 use super::transpose::{SIDE, interleave};
 
@@ -18,10 +20,61 @@ pub fn len(k: usize, n: usize) -> usize {
     strips(n) * WIDTH * k
 }
 
-/// Packs the k×n matrix whose row i is `rows[i·stride..][..n]`.
-pub fn pack(rows: &[f32], stride: usize, k: usize, n: usize, panels: &mut [f32]) {
-    for i in 0..k {
-        pack_row(&rows[i * stride..][..n], i, k, panels);
+/// Packs the k×n matrix whose row i is `rows[i·stride..][..n]`, in f32 or widened to f64.
+pub fn pack<T: From<f32> + Copy>(
+    rows: &[f32],
+    stride: usize,
+    k: usize,
+    n: usize,
+    panels: &mut [T],
+) {
+    let strips = panels.chunks_exact_mut((WIDTH * k).max(1));
+    for (strip, first) in strips.zip((0..n).step_by(WIDTH)) {
+        let columns = &rows[first..(k - 1) * stride + n];
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has the feature; the function is safe otherwise.
+            unsafe { pack_strip_avx2(columns, stride, WIDTH.min(n - first), strip) };
+            continue;
+        }
+        pack_strip(columns, stride, WIDTH.min(n - first), strip);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn pack_strip_avx2<T: From<f32> + Copy>(
+    rows: &[f32],
+    stride: usize,
+    width: usize,
+    strip: &mut [T],
+) {
+    pack_strip(rows, stride, width, strip);
+}
+
+#[inline(always)]
+fn pack_strip<T: From<f32> + Copy>(rows: &[f32], stride: usize, width: usize, strip: &mut [T]) {
+    match width {
+        WIDTH => pack_numbers::<WIDTH, T>(rows, stride, strip),
+        16 => pack_numbers::<16, T>(rows, stride, strip),
+        8 => pack_numbers::<8, T>(rows, stride, strip),
+        _ => {
+            let packed = strip.as_chunks_mut::<WIDTH>().0.iter_mut();
+            for (packed, row) in packed.zip(rows.chunks(stride)) {
+                let (numbers, padding) = packed.split_at_mut(width);
+                numbers.iter_mut().zip(row).for_each(|(p, &x)| *p = T::from(x));
+                padding.fill(T::from(0.0));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn pack_numbers<const N: usize, T: From<f32> + Copy>(rows: &[f32], stride: usize, strip: &mut [T]) {
+    for (packed, row) in strip.as_chunks_mut::<WIDTH>().0.iter_mut().zip(rows.chunks(stride)) {
+        let row: &[f32; N] = row.first_chunk().expect("rows of at least so many numbers");
+        packed[..N].copy_from_slice(&row.map(T::from));
+        packed[N..].fill(T::from(0.0));
     }
 }
 
@@ -38,6 +91,12 @@ pub fn pack_row(row: &[f32], i: usize, k: usize, panels: &mut [f32]) {
             }
         }
     }
+}
+
+/// The same panels in f64.
+pub fn widen(panels: &[f32], wide: &mut Vec<f64>) {
+    wide.clear();
+    wide.extend(panels.iter().map(|&x| f64::from(x)));
 }
 
 /// Packs eight vectors of k numbers as the columns `first..first + 8` (`first` a multiple of 8).

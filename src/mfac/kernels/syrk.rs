@@ -2,75 +2,124 @@
 //!
 //! H is kept in strips of 24 columns. Strip s holds, row-major, the rows from 24·s to n (rounded
 //! up to the tile's 4), so each 4×24 tile is contiguous and the strictly upper part is left out
-//! but for the corners of tiles on the diagonal. Sums of one call may be in f32, sums of calls are
-//! in f64: callers keep k at [`DEPTH`] or below, which bounds the error by the rounding of that
-//! sum.
+//! but for the corners of tiles on the diagonal, whose numbers mean nothing. Sums are in f32, in
+//! f32 for one call and in f64 over calls, or in f64 throughout.
 
+use super::ahead::Ahead;
 use super::panel::strips;
-use super::tile::{HEIGHT, Tile, WIDTH, accumulate, accumulate_product, product};
+use super::tile::{self, HALF, HEIGHT, NARROW, Tile, WIDTH};
 
-/// The most rows summed in f32 before they are added to the f64 sums: 24 columns of 192 rows and
-/// the 4 of the other operand fit a first-level cache of 32 KiB.
+/// The most rows summed in f32 before they are added to f64 sums: 24 columns of 192 rows and the 4
+/// of the other operand fit a first-level cache of 32 KiB.
 pub const DEPTH: usize = 192;
+/// The rows of a call in f64, for the same reason.
+pub const DOUBLE_DEPTH: usize = 96;
 
 /// The length of the half of an n×n matrix.
 pub fn half_len(n: usize) -> usize {
     offset(n, strips(n))
 }
 
-/// How the products of one call are summed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sums {
-    /// In f32, then added to the f64 sums.
-    Single,
-    /// In f64 throughout: exact products, half the speed.
-    Double,
+/// H += PᵀP for the k×n matrix P in `panels`: products are summed in f32, then added to H in f64;
+/// callers keep k at [`DEPTH`] or below, which bounds the error by the rounding of that sum.
+pub fn add(n: usize, k: usize, panels: &[f32], half: &mut [f64], ahead: &mut Ahead) {
+    let mut product: Tile = [0.0; HEIGHT * WIDTH];
+    let each = ahead.left().div_ceil(tiles(n).max(1));
+    for_each_tile(n, half, |tile, out| {
+        ahead.ask(each);
+        let (a, b) = tile.operands(k, panels);
+        if tile.width <= NARROW {
+            product.fill(0.0);
+            tile::add(k, a, WIDTH, b, true, &mut product);
+        } else {
+            tile::product(k, a, WIDTH, b, &mut product);
+        }
+        tile::accumulate(&product, out);
+    });
 }
 
-/// H += PᵀP for the k×n matrix P in `panels`.
-pub fn add(n: usize, k: usize, panels: &[f32], sums: Sums, half: &mut [f64]) {
-    let mut tile: Tile = [0.0; HEIGHT * WIDTH];
-    for s in 0..strips(n) {
-        let b = &panels[s * WIDTH * k..][..WIDTH * k];
-        let strip = &mut half[offset(n, s)..offset(n, s + 1)];
-        for (t, out) in strip.chunks_exact_mut(HEIGHT * WIDTH).enumerate() {
-            let row = s * WIDTH + t * HEIGHT;
-            let a = &panels[row / WIDTH * WIDTH * k + row % WIDTH..];
-            match sums {
-                Sums::Single => {
-                    product(k, a, WIDTH, b, &mut tile);
-                    accumulate(&tile, out);
-                }
-                Sums::Double => accumulate_product(k, a, WIDTH, b, out),
-            }
+/// H += PᵀP in f32 throughout.
+pub fn add_single(n: usize, k: usize, panels: &[f32], half: &mut [f32], ahead: &mut Ahead) {
+    let each = ahead.left().div_ceil(tiles(n).max(1));
+    for_each_tile(n, half, |tile, out| {
+        ahead.ask(each);
+        let (a, b) = tile.operands(k, panels);
+        tile::add(k, a, WIDTH, b, tile.width <= NARROW, out);
+    });
+}
+
+/// H += PᵀP in f64 throughout, exact products of f32 numbers: half the speed.
+pub fn add_double(n: usize, k: usize, panels: &[f64], half: &mut [f64]) {
+    for_each_tile(n, half, |tile, out| {
+        let (a, b) = tile.operands(k, panels);
+        tile::add_double(k, a, b, 0, out);
+        if tile.width > HALF {
+            tile::add_double(k, a, b, HALF, out);
+        }
+    });
+}
+
+/// Where a tile lies: rows `row..row + 4`, columns from 24·`strip` on, of which `width` count.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    row: usize,
+    strip: usize,
+    width: usize,
+}
+
+impl Place {
+    /// Its operands from panels of k rows.
+    fn operands<'p, T>(&self, k: usize, panels: &'p [T]) -> (&'p [T], &'p [T]) {
+        let panel = |strip: usize| &panels[strip * WIDTH * k..][..WIDTH * k];
+        (&panel(self.row / WIDTH)[self.row % WIDTH..], panel(self.strip))
+    }
+}
+
+fn tiles(n: usize) -> usize {
+    half_len(n) / (HEIGHT * WIDTH)
+}
+
+fn for_each_tile<T>(n: usize, half: &mut [T], mut work: impl FnMut(Place, &mut [T])) {
+    for strip in 0..strips(n) {
+        let first = strip * WIDTH;
+        let tiles = &mut half[offset(n, strip)..offset(n, strip + 1)];
+        for (t, out) in tiles.chunks_exact_mut(HEIGHT * WIDTH).enumerate() {
+            let row = first + t * HEIGHT;
+            // Above the diagonal and past n nothing counts.
+            let width = (n - first).min(WIDTH).min(row + HEIGHT - first);
+            work(Place { row, strip, width }, out);
         }
     }
 }
 
 /// Element (i, j) of H, for any i and j below n.
-pub fn get(n: usize, half: &[f64], i: usize, j: usize) -> f64 {
-    let (i, j) = (i.max(j), i.min(j));
+pub fn get<T: Copy>(n: usize, half: &[T], i: usize, j: usize) -> T {
+    half[at(n, i.max(j), i.min(j))]
+}
+
+/// Where element (i, j) of H lies, j ≤ i.
+pub fn at(n: usize, i: usize, j: usize) -> usize {
     let s = j / WIDTH;
-    half[offset(n, s) + (i - s * WIDTH) * WIDTH + j % WIDTH]
+    offset(n, s) + (i - s * WIDTH) * WIDTH + j % WIDTH
 }
 
 /// Writes scale·H to the dense row-major `out` (n×n), both halves.
-pub fn expand(n: usize, half: &[f64], scale: f64, out: &mut [f64]) {
+pub fn expand<T: Copy + Into<f64>>(n: usize, half: &[T], scale: f64, out: &mut [f64]) {
     for s in 0..strips(n) {
         let width = WIDTH.min(n - s * WIDTH);
         let strip = &half[offset(n, s)..offset(n, s + 1)];
         for (i, row) in strip.chunks_exact(WIDTH).enumerate().take(n - s * WIDTH) {
             for (j, &value) in row[..width.min(i + 1)].iter().enumerate() {
                 let (i, j) = (s * WIDTH + i, s * WIDTH + j);
-                out[i * n + j] = scale * value;
-                out[j * n + i] = scale * value;
+                let value = scale * value.into();
+                (out[i * n + j], out[j * n + i]) = (value, value);
             }
         }
     }
 }
 
 /// Where strip s begins.
-fn offset(n: usize, s: usize) -> usize {
+pub fn offset(n: usize, s: usize) -> usize {
     // Strip t has `rows − 24·t` rows of 24; the sum of an arithmetic progression.
     let rows = n.next_multiple_of(HEIGHT);
     WIDTH * (s * rows - WIDTH * (s * s.saturating_sub(1) / 2))
@@ -89,10 +138,15 @@ mod tests {
             let rows = rng.normals(n * k);
             let mut panels = vec![0.0; panel::len(k, n)];
             panel::pack(&rows, n, k, n, &mut panels);
-            let mut half = vec![0.0; half_len(n)];
-            add(n, k, &panels, Sums::Single, &mut half);
-            add(n, k, &panels, Sums::Double, &mut half);
+            let (mut half, mut single) = (vec![0.0; half_len(n)], vec![0.0; half_len(n)]);
+            let mut wide = Vec::new();
+            panel::widen(&panels, &mut wide);
+            add(n, k, &panels, &mut half, &mut Ahead::none());
+            add_double(n, k, &wide, &mut half);
+            add_single(n, k, &panels, &mut single, &mut Ahead::none());
             let (mut got, want) = (vec![f64::NAN; n * n], gram_columns(&rows, k, n));
+            expand(n, &single, 1.0, &mut got);
+            assert_rounding(&got, &want, k);
             expand(n, &half, 0.5, &mut got);
             assert_rounding(&got, &want, k);
             for (i, j) in (0..n).flat_map(|i| (0..n).map(move |j| (i, j))) {
