@@ -5,7 +5,8 @@
 //! start as the log-frequencies of single sites, so that before its first step the net is the model
 //! of independent sites. θ and φ are separate nets: φ has L·K outputs, θ one. θ has eᵀ A e / 10
 //! besides, A = 0 at first: φ's V e are pairwise interactions, and its sums along a chain are
-//! quadratic in e, which hidden layers alone learn slowly (rows of more than 2048 do without). The factor keeps the steps of L² entries
+//! quadratic in e, which hidden layers alone learn slowly (rows of more than 2048 do without).
+//! The factor keeps the steps of L² entries
 //! that one row moves together small.
 
 use std::sync::Arc;

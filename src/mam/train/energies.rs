@@ -48,7 +48,8 @@ pub struct EnergyOptions {
 }
 
 /// Trains a model of the sites and values of `energy`, which are those of `contract`.
-/// `options.batch` is a number of rows of any size; the numbers of steps and the regression of maximum likelihood are not looked at.
+/// `options.batch` is a number of rows of any size; the numbers of steps and the regression of
+/// maximum likelihood are not looked at.
 ///
 /// `checkpoint`, `report` and `cancel` as for [`crate::mam::train::train`]. Errors: `Usage` for
 /// options out of their range, `Numerics` when training diverges or an energy is not finite.

@@ -137,7 +137,8 @@ impl Ising {
         self.coupling * edges + self.field * sites
     }
 
-    /// log tr T^n with T between neighbouring lines of w sites, T = D^½ V D^½: D is diagonal, within
+    /// log tr T^n with T between neighbouring lines of w sites, T = D^½ V D^½: D is diagonal,
+    /// within
     /// a line; V = ⊗ (e^K e^−K; e^−K e^K), between lines, is applied one site at a time.
     fn log_z(&self) -> f64 {
         let (w, n) = (self.rows.min(self.columns), self.rows.max(self.columns));

@@ -353,6 +353,7 @@ impl Run<'_> {
                 window: Sliding::new(window, parameters.len(), 1.0, Storage::F32, None)?,
                 momentum: 0.9,
                 relative_damping: Some(damping),
+                diagonal: None,
             },
         };
         let optimizer = Optimizer::new(method, settings, parameters.len(), Vec::new())?;
