@@ -49,13 +49,13 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("hone")
     parser.add_argument("--lattice", default="4x4")
-    parser.add_argument("options", nargs="*", help="of hone mam train, after --")
-    a = parser.parse_args()
+    # Whatever else is given goes to hone mam train, instead of the usual options.
+    a, given = parser.parse_known_args()
     rows, columns = map(int, a.lattice.split("x"))
     with tempfile.TemporaryDirectory() as folder:
         model = str(pathlib.Path(folder) / "ising.onnx")
         energy = f"ising:{a.lattice},coupling={K},field={H}"
-        options = a.options or USUAL.get(a.lattice, [])
+        options = given or USUAL.get(a.lattice, [])
         subprocess.run([a.hone, "mam", "train", "--energy", energy, "--output", model, *options],
                        check=True)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
