@@ -19,7 +19,7 @@ import numpy as np
 
 K, H = 0.2, 0.2
 # Options beside the lattice.
-USUAL = {"4x4": ["--steps", "1000", "--batch", "30"],
+USUAL = {"4x4": ["--steps", "2000", "--batch", "30"],
          "10x10": ["--steps", "20000", "--batch", "20", "--average", "0.995"]}
 
 
