@@ -164,6 +164,7 @@ fn how(o: &hone_mam_train_options, threads: usize) -> Result<TrainOptions, hone_
         conditional_steps: or(o.conditional_steps, usual.conditional_steps),
         marginal_steps: or(o.marginal_steps, usual.marginal_steps),
         batch: or(o.batch as usize, usual.batch),
+        method: usual.method,
         learning_rate: or(o.learning_rate, usual.learning_rate),
         weight_decay: unless(o.weight_decay, usual.weight_decay),
         clip_norm: or(o.clip_norm, usual.clip_norm),
@@ -206,7 +207,7 @@ fn document(
             "stage": r.stage,
             "step": r.step,
             "loss": r.loss,
-            "held_out": r.held_out,
+            "held_out": r.figures.value(),
             "seconds": r.seconds,
         })
     });

@@ -3,7 +3,11 @@
 //! h_0 = a(W_0 e + b_0), h_j = h_{j−1} + a(W_j h_{j−1} + b_j), output = W h + V e + b with
 //! a = LeakyReLU and e the one-hot row (K + 1 symbols per site, one of them "missing"). V and b
 //! start as the log-frequencies of single sites, so that before its first step the net is the model
-//! of independent sites. θ and φ are separate nets: φ has L·K outputs, θ one.
+//! of independent sites. θ and φ are separate nets: φ has L·K outputs, θ one. θ has eᵀ A e / 10
+//! besides, A = 0 at first: φ's V e are pairwise interactions, and its sums along a chain are
+//! quadratic in e, which hidden layers alone learn slowly (rows of more than 2048 do without).
+//! The factor keeps the steps of L² entries
+//! that one row moves together small.
 
 use std::sync::Arc;
 
@@ -15,6 +19,12 @@ use crate::tensor::{ElementType, Tensor};
 
 /// The operator set of the networks.
 const OPSET: i64 = 18;
+
+/// The factor of the quadratic form.
+const PAIRS: f32 = 0.1;
+
+/// The widest one-hot row that has a quadratic form: 16 MiB of it.
+const MOST_PAIRED: usize = 2048;
 
 /// Slope of the activation below 0.
 const SLOPE: f32 = 0.01;
@@ -39,15 +49,22 @@ pub fn conditional(contract: &Contract, size: Size, log_p: &[Vec<f64>], seed: u6
     net.finished(LOGITS, &[length, vocab])
 }
 
-/// θ: `x` to `log_p` `[B]`.
-pub fn marginal(contract: &Contract, size: Size, log_p: &[Vec<f64>], seed: u64) -> Graph {
+/// θ: `x` to `log_p` `[B]`, which starts at `log_z` when nothing is known.
+pub fn marginal(
+    contract: &Contract,
+    size: Size,
+    log_p: &[Vec<f64>],
+    log_z: f64,
+    seed: u64,
+) -> Graph {
     let mut net = Net::new(contract, "theta", seed);
     // Symbols are "missing", then the values; a missing site adds nothing.
     let direct = log_p
         .iter()
         .flat_map(|site| std::iter::once(0.0).chain(padded(site, contract.vocab)))
         .collect();
-    let output = net.perceptron(size, 1, direct, vec![0.0]);
+    let output = net.perceptron(size, 1, direct, vec![log_z as f32]);
+    let output = if net.width <= MOST_PAIRED { net.with_pairs(&output) } else { output };
     net.reshaped(&output, LOG_P, &[-1]);
     net.finished(LOG_P, &[])
 }
@@ -140,6 +157,19 @@ impl Net {
         let by_row = self.node("MatMul", &["row", &direct], format!("{name}.by_row"));
         let by_layers = self.node("Gemm", &[&hidden, &weight, &bias], format!("{name}.by_layers"));
         self.node("Add", &[&by_layers, &by_row], format!("{name}.output"))
+    }
+
+    /// output + eᵀ A e / 10.
+    fn with_pairs(&mut self, output: &str) -> String {
+        let (name, width) = (self.name, self.width);
+        let zero = Tensor::f32([width, width], vec![0.0; width * width]);
+        let matrix = self.hold(format!("{name}.pairs.weight"), zero);
+        // Summed by a product, whose rounding does not depend on the number of rows.
+        let factor = self.hold("pairs_factor".into(), Tensor::f32([width, 1], vec![PAIRS; width]));
+        let product = self.node("MatMul", &["row", &matrix], format!("{name}.by_pairs"));
+        let terms = self.node("Mul", &[&product, "row"], format!("{name}.pair_terms"));
+        let scaled = self.node("MatMul", &[&terms, &factor], format!("{name}.pairs"));
+        self.node("Add", &[output, &scaled], format!("{name}.with_pairs"))
     }
 
     fn weight(&mut self, layer: usize, shape: [usize; 2], scale: f32) -> String {

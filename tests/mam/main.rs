@@ -4,6 +4,7 @@
 mod adapters;
 mod cli;
 mod contract;
+mod energies;
 mod pruning;
 mod queries;
 mod rows;

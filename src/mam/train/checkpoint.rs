@@ -1,12 +1,11 @@
-//! The state of a training run on disk: which run it is, its stage, φ's weights once they are
-//! fixed, and the trainer's own state.
+//! The state of a training run on disk: which run it is, its stage, what the stage keeps beside the
+//! trainer (φ's weights once they are fixed, or rows drawn), and the trainer's own state.
 
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use crate::atomic_file::AtomicFile;
 use crate::error::{Context, Result, bail, error};
-use crate::mam::train::Task;
 use crate::train::{Parameters, Trainer};
 
 const MAGIC: &[u8; 16] = b"hone.mamtrain/1\n";
@@ -18,18 +17,15 @@ pub struct Checkpoint {
     run: String,
     /// The stage that was found, and the trainer's state in it.
     found: Option<(u64, Vec<u8>)>,
-    phi: Vec<f32>,
+    /// What the stage keeps.
+    kept: Vec<u8>,
 }
 
 impl Checkpoint {
     /// Reads what is at `path`. An error of kind `Usage` if it is the state of another run.
-    pub fn new(path: Option<&Path>, task: &Task) -> Result<Checkpoint> {
-        let mut checkpoint = Checkpoint {
-            path: path.map(Path::to_owned),
-            run: identity(task),
-            found: None,
-            phi: Vec::new(),
-        };
+    pub fn new(path: Option<&Path>, run: String) -> Result<Checkpoint> {
+        let mut checkpoint =
+            Checkpoint { path: path.map(Path::to_owned), run, found: None, kept: Vec::new() };
         if let Some(path) = path.filter(|p| p.exists()) {
             let read = std::fs::read(path).map_err(|e| error!(Io, "cannot be read: {e}"));
             let result = read.and_then(|bytes| checkpoint.read(&bytes));
@@ -53,22 +49,32 @@ impl Checkpoint {
             );
         }
         let stage = number(&mut from)?;
-        let phi = block(&mut from)?;
-        let floats = phi.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        self.phi = floats.collect();
+        self.kept = block(&mut from)?;
         self.found = Some((stage, block(&mut from)?));
         Ok(())
     }
 
+    /// What `stage` keeps, if that is the stage that was found.
+    pub fn take_kept(&mut self, stage: u64) -> Option<Vec<u8>> {
+        let there = self.found.as_ref().is_some_and(|(found, _)| *found == stage);
+        there.then(|| self.kept.clone())
+    }
+
     /// φ's weights, if stage 1 is over.
-    pub fn take_phi(&mut self) -> Result<Option<Vec<f32>>> {
-        let over = self.found.as_ref().is_some_and(|(stage, _)| *stage == 2);
-        Ok(over.then(|| self.phi.clone()))
+    pub fn take_phi(&mut self) -> Option<Vec<f32>> {
+        let bytes = self.take_kept(2)?;
+        let float = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        Some(bytes.chunks_exact(4).map(float).collect())
+    }
+
+    /// Remembers what the states from now on keep.
+    pub fn keep(&mut self, bytes: Vec<u8>) {
+        self.kept = bytes;
     }
 
     /// Remembers φ's weights for the states of stage 2.
     pub fn keep_phi(&mut self, phi: &Parameters) {
-        self.phi = phi.flat().to_vec();
+        self.keep(phi.flat().iter().flat_map(|w| w.to_le_bytes()).collect());
     }
 
     /// Puts the trainer into the state that was found for this stage.
@@ -83,34 +89,16 @@ impl Checkpoint {
     pub fn save(&self, stage: usize, trainer: &Trainer) -> Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
         let mut state = Vec::new();
-        let phi: Vec<u8> = match stage {
-            1 => Vec::new(),
-            _ => self.phi.iter().flat_map(|w| w.to_le_bytes()).collect(),
-        };
         trainer.save(&mut state).expect("memory takes everything");
         let mut bytes = MAGIC.to_vec();
         put(&mut bytes, self.run.as_bytes());
         bytes.extend((stage as u64).to_le_bytes());
-        put(&mut bytes, &phi);
+        put(&mut bytes, &self.kept);
         put(&mut bytes, &state);
         let mut file = AtomicFile::create(path)?;
         file.append(&bytes)?;
         file.commit()
     }
-}
-
-/// Everything that the result depends on, as text.
-fn identity(task: &Task) -> String {
-    let o = task.options;
-    let mut options = o.clone();
-    // Neither changes the result.
-    (options.threads, options.report_every) = (0, 0);
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for cell in task.rows.iter().flatten() {
-        hash = (hash ^ *cell as u64).wrapping_mul(0x0100_0000_01b3);
-    }
-    let rows = task.rows.len();
-    format!("{options:?} {:?} {rows} rows {hash:016x}", task.contract.metadata())
 }
 
 fn put(bytes: &mut Vec<u8>, part: &[u8]) {

@@ -7,16 +7,16 @@ use crate::mam::contract::{Contract, INPUT, Kind, LOGITS};
 use crate::mam::model::Mam;
 use crate::mam::rows::known_sites;
 use crate::mam::train::checkpoint::Checkpoint;
-use crate::mam::train::{REPORT_ROWS, Stage, Task, TrainReport, model, stored};
+use crate::mam::train::{Figures, REPORT_ROWS, Stage, Task, TrainReport, model, stored};
 use crate::onnx::{Graph, Node};
 use crate::tensor::{ElementType, Tensor};
-use crate::train::Parameters;
+use crate::train::{Parameters, Trainer};
 
 /// −weight at the value that is to be predicted, 0 elsewhere, `[B, L, K]`.
 const TARGET: &str = "target";
 const LOSS: &str = "loss";
 
-/// The net with the weights that `task.options.conditional_steps` steps lead to.
+/// The net with the weights that `task.run.options.conditional_steps` steps lead to.
 pub fn train(
     task: &Task,
     net: Graph,
@@ -24,23 +24,23 @@ pub fn train(
     report: &mut dyn FnMut(&TrainReport),
     cancel: &Cancel,
 ) -> Result<Graph> {
-    let (shard, shards) = task.shards();
-    let graph = with_loss(&net, &task.contract);
-    let stage = Stage { number: 1, steps: task.options.conditional_steps };
+    let (shard, shards) = task.run.shards();
+    let graph = with_loss(&net, &task.run.contract);
+    let stage = Stage { number: 1, steps: task.run.options.conditional_steps };
     let example = feed(task, shard, 0);
-    let mut trainer = task.trainer(&graph, LOSS, &example, stage.steps, cancel)?;
+    let mut trainer = task.run.trainer(&graph, LOSS, &example, stage.steps, cancel)?;
     state.restore(1, &mut trainer)?;
-    let contract = Contract { kind: Kind::Conditional, ..task.contract.clone() };
+    let contract = Contract { kind: Kind::Conditional, ..task.run.contract.clone() };
     let look = |parameters: &Parameters| {
         let models = [model(&stored(net.clone(), parameters), &contract)?];
-        let mam = Mam::from_models(&models, task.load_options(), cancel)?;
-        task.bits(&mam, REPORT_ROWS, 1, cancel)
+        let mam = Mam::from_models(&models, task.run.load_options(), cancel)?;
+        Ok(Figures::Bits(task.bits(&mam, REPORT_ROWS, 1, cancel)?))
     };
-    let step = |trainer: &mut crate::train::Trainer, number: u64| {
+    let step = |trainer: &mut Trainer, number: u64, _: &mut Checkpoint| {
         let feed = |s: usize| Ok(feed(task, shard, number * shards as u64 + s as u64));
         Ok(trainer.step(shards, &feed, cancel)?.loss)
     };
-    task.run(stage, &mut trainer, step, look, state, report)?;
+    task.run.take(stage, &mut trainer, step, look, state, report)?;
     let result = trainer.result();
     state.keep_phi(&result);
     Ok(stored(net, &result))
@@ -60,7 +60,7 @@ fn with_loss(net: &Graph, contract: &Contract) -> Graph {
 
 /// Rows with a random part hidden, and what is hidden.
 fn feed(task: &Task, shard: usize, number: u64) -> Vec<(String, Tensor)> {
-    let (c, mut random) = (&task.contract, task.stream(1, number));
+    let (c, mut random) = (&task.run.contract, task.run.stream(1, number));
     let mut x = Vec::with_capacity(shard * c.length);
     let mut target = vec![0.0; shard * c.length * c.vocab];
     for i in 0..shard {

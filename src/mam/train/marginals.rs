@@ -10,7 +10,9 @@ use crate::mam::networks;
 use crate::mam::rows::{Distinct, known_sites};
 use crate::mam::sample::{SampleOptions, draw_value};
 use crate::mam::train::checkpoint::Checkpoint;
-use crate::mam::train::{REPORT_ROWS, Regression, Stage, Task, TrainReport, model, stored};
+use crate::mam::train::{
+    Figures, REPORT_ROWS, Regression, Stage, Task, TrainReport, model, stored,
+};
 use crate::onnx::{Graph, Node};
 use crate::tensor::{ElementType, Tensor};
 use crate::train::{Parameters, Trainer};
@@ -44,7 +46,7 @@ struct Pool {
     prefixes: Vec<(u32, u32)>,
 }
 
-/// The net with the weights that `task.options.marginal_steps` steps lead to.
+/// The net with the weights that `task.run.options.marginal_steps` steps lead to.
 pub fn train(
     task: &Task,
     phi: &Graph,
@@ -53,24 +55,24 @@ pub fn train(
     report: &mut dyn FnMut(&TrainReport),
     cancel: &Cancel,
 ) -> Result<Graph> {
-    let contract = Contract { kind: Kind::Conditional, ..task.contract.clone() };
-    let teacher = Mam::from_models(&[model(phi, &contract)?], task.load_options(), cancel)?;
-    let (shard, shards) = task.shards();
+    let contract = Contract { kind: Kind::Conditional, ..task.run.contract.clone() };
+    let teacher = Mam::from_models(&[model(phi, &contract)?], task.run.load_options(), cancel)?;
+    let (shard, shards) = task.run.shards();
     let per_step = shard * shards;
     let graph = with_loss(&net, task, shard);
-    let stage = Stage { number: 2, steps: task.options.marginal_steps };
+    let stage = Stage { number: 2, steps: task.run.options.marginal_steps };
     let mut pool = Pool::draw(task, &teacher, 0, cancel)?;
     let example = pool.feed(task, 0..shard)?;
-    let mut trainer = task.trainer(&graph, LOSS, &example, stage.steps, cancel)?;
+    let mut trainer = task.run.trainer(&graph, LOSS, &example, stage.steps, cancel)?;
     state.restore(2, &mut trainer)?;
     let look = |parameters: &Parameters| {
         let both = networks::joint(phi, &stored(net.clone(), parameters));
-        let models = [model(&both, &task.contract)?];
-        let mam = Mam::from_models(&models, task.load_options(), cancel)?;
-        Ok(task.theta_error(&mam, REPORT_ROWS, 1, cancel)?.rms)
+        let models = [model(&both, &task.run.contract)?];
+        let mam = Mam::from_models(&models, task.run.load_options(), cancel)?;
+        Ok(Figures::ThetaError(task.theta_error(&mam, REPORT_ROWS, 1, cancel)?.rms))
     };
     let steps_per_pool = pool_steps(task, per_step);
-    let step = |trainer: &mut Trainer, number: u64| {
+    let step = |trainer: &mut Trainer, number: u64, _: &mut Checkpoint| {
         if number / steps_per_pool != pool.number {
             pool = Pool::draw(task, &teacher, number / steps_per_pool, cancel)?;
         }
@@ -78,20 +80,20 @@ pub fn train(
         let feed = |s: usize| pool.feed(task, start + s * shard..start + (s + 1) * shard);
         Ok(trainer.step(shards, &feed, cancel)?.loss)
     };
-    task.run(stage, &mut trainer, step, look, state, report)?;
+    task.run.take(stage, &mut trainer, step, look, state, report)?;
     Ok(stored(net, &trainer.result()))
 }
 
 /// Trajectories in a pool: an even number.
 fn pool_size(task: &Task) -> usize {
-    let wanted = task.options.marginal_steps.saturating_mul(task.options.batch as u64);
+    let wanted = task.run.options.marginal_steps.saturating_mul(task.run.options.batch as u64);
     let prefixes = POOL.min(usize::try_from(wanted / LEAST_POOLS).unwrap_or(POOL));
-    (prefixes / (task.contract.length + 1)).max(2).next_multiple_of(2)
+    (prefixes / (task.run.contract.length + 1)).max(2).next_multiple_of(2)
 }
 
 /// Steps that a pool is good for, by the prefixes that complete rows have.
 fn pool_steps(task: &Task, per_step: usize) -> u64 {
-    (pool_size(task) * (task.contract.length + 1)).div_ceil(per_step) as u64
+    (pool_size(task) * (task.run.contract.length + 1)).div_ceil(per_step) as u64
 }
 
 /// Σ (C f + offset)²: C picks f of a row, or the difference of the two rows of a step.
@@ -116,8 +118,8 @@ fn with_loss(net: &Graph, task: &Task, shard: usize) -> Graph {
 
 /// √ of the weight of a residual in the loss, which is per site.
 fn scale(task: &Task, shard: usize) -> f32 {
-    let (length, shard) = (task.contract.length as f32, shard as f32);
-    match task.options.regression {
+    let (length, shard) = (task.run.contract.length as f32, shard as f32);
+    match task.run.options.regression {
         Regression::Trajectory => (1.0 / (length * shard)).sqrt(),
         Regression::OneStep => (1.0 / shard).sqrt(),
     }
@@ -126,7 +128,7 @@ fn scale(task: &Task, shard: usize) -> f32 {
 /// C, `[R, N]`.
 fn combination(task: &Task, shard: usize) -> Tensor {
     let scale = scale(task, shard);
-    match task.options.regression {
+    match task.run.options.regression {
         Regression::Trajectory => {
             let cell = |i: usize| if i / shard == i % shard { scale } else { 0.0 };
             Tensor::f32([shard, shard], (0..shard * shard).map(cell).collect())
@@ -139,7 +141,7 @@ fn combination(task: &Task, shard: usize) -> Tensor {
                 cells[i * columns + i] = scale;
                 cells[i * columns + shard + i] = -scale;
             }
-            cells[rows * columns - 1] = (1.0 / task.contract.length as f32).sqrt();
+            cells[rows * columns - 1] = (1.0 / task.run.contract.length as f32).sqrt();
             Tensor::f32([rows, columns], cells)
         }
     }
@@ -152,8 +154,8 @@ impl Pool {
         let mut trajectories = Vec::with_capacity(size);
         let mut randoms = Vec::with_capacity(size);
         for i in 0..size {
-            let mut random = task.stream(2, number * size as u64 + i as u64);
-            let length = task.contract.length;
+            let mut random = task.run.stream(2, number * size as u64 + i as u64);
+            let length = task.run.contract.length;
             let (row, sites): (Vec<i32>, Vec<usize>) = if i < size / 2 {
                 let row = task.rows[random.below(task.rows.len())].clone();
                 let sites = known_sites(&row).collect();
@@ -167,8 +169,8 @@ impl Pool {
             randoms.push(random);
         }
         follow(&mut trajectories, &mut randoms, teacher, cancel)?;
-        let mut random = task.stream(4, number);
-        let last = match task.options.regression {
+        let mut random = task.run.stream(4, number);
+        let last = match task.run.options.regression {
             Regression::Trajectory => 1,
             Regression::OneStep => 0,
         };
@@ -184,7 +186,7 @@ impl Pool {
 
     /// The rows and targets of some prefixes; beyond the last the first follow again.
     fn feed(&self, task: &Task, range: std::ops::Range<usize>) -> Result<Vec<(String, Tensor)>> {
-        let (c, shard) = (&task.contract, range.len());
+        let (c, shard) = (&task.run.contract, range.len());
         let scale = scale(task, shard);
         let chosen: Vec<(&Trajectory, usize)> = range
             .map(|i| self.prefixes[i % self.prefixes.len()])
@@ -192,7 +194,7 @@ impl Pool {
             .collect();
         let mut x = Vec::new();
         let mut offset: Vec<f32> = Vec::new();
-        match task.options.regression {
+        match task.run.options.regression {
             Regression::Trajectory => {
                 for (t, d) in &chosen {
                     x.extend(t.prefix(*d, c));

@@ -1,4 +1,6 @@
-//! Maximum likelihood in two stages: first φ on any-order conditionals, then θ on what φ says of
+//! Training: by maximum likelihood in two stages here, by an energy in [`train_by_energy`].
+//!
+//! Maximum likelihood: first φ on any-order conditionals, then θ on what φ says of
 //! whole trajectories.
 //!
 //! Stage 1, for a row x, an order σ and t ~ U{0 … L−1}:
@@ -15,7 +17,12 @@
 
 mod checkpoint;
 mod conditionals;
+mod curve;
+mod draw;
+mod energies;
+mod energy;
 mod marginals;
+mod objective;
 
 use std::path::Path;
 use std::time::Instant;
@@ -27,15 +34,21 @@ use crate::mam::half::{DEFAULT_BATCH, LoadOptions};
 use crate::mam::model::Mam;
 use crate::mam::networks::{self, Size};
 use crate::mam::rows::{Rows, known_sites};
-use crate::mam::score::{Method, ScoreOptions};
+use crate::mam::score::{Method as Scoring, ScoreOptions};
 use crate::mam::{Orders, Residuals};
 use crate::mfac::optimizer::{Decay, Method as Optimization, Optimizer, Schedule, Settings};
+use crate::mfac::{Sliding, Storage};
 use crate::onnx::{Graph, Model};
 use crate::random::Stream;
 use crate::runtime::Device;
 use crate::tensor::Tensor;
 use crate::train::{Parameters, StepGraph, TrainOptions as StepOptions, Trainer};
 use checkpoint::Checkpoint;
+
+pub use curve::Curve;
+pub use energies::{EnergyOptions, train_by_energy};
+pub use energy::{Energy, EnergyGraph, Ising};
+pub use objective::Objective;
 
 /// Rows of one run of a training graph; larger batches are several of these.
 const SHARD: usize = 64;
@@ -46,6 +59,20 @@ const FINAL_ROWS: usize = 512;
 
 /// Orders of φ's chains at the end, as published.
 const FINAL_ORDERS: usize = 5;
+
+/// What takes the steps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Method {
+    /// Adam with β₁ = 0.9, β₂ = 0.99.
+    Adam,
+    /// M-FAC preconditioned SGD with momentum 0.9.
+    Mfac {
+        /// m, the gradients in the window.
+        window: usize,
+        /// The damping λ as a fraction of the mean diagonal of their Fisher matrix.
+        damping: f64,
+    },
+}
 
 /// How θ learns from φ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +94,9 @@ pub struct TrainOptions {
     pub marginal_steps: u64,
     /// Rows per step: up to 64, or a multiple of 64.
     pub batch: usize,
-    /// η of Adam at its peak; it falls to 0 along a cosine.
+    /// What takes the steps.
+    pub method: Method,
+    /// η at its peak; it falls to 0 along a cosine.
     pub learning_rate: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
@@ -92,6 +121,7 @@ impl Default for TrainOptions {
             conditional_steps: 4000,
             marginal_steps: 4000,
             batch: 128,
+            method: Method::Adam,
             learning_rate: 1e-3,
             weight_decay: 0.01,
             clip_norm: 1.0,
@@ -105,18 +135,27 @@ impl Default for TrainOptions {
 }
 
 impl TrainOptions {
-    /// An error of kind `Usage` for options out of their range.
+    /// An error of kind `Usage` for options out of their range in maximum likelihood.
     pub fn check(&self) -> Result<()> {
         let o = self;
-        if o.size.hidden == 0 || o.size.layers == 0 || o.size.hidden > 1 << 16 || o.size.layers > 64
-        {
-            bail!(Usage, "a net has 1 to 64 layers of 1 to 65536 units");
-        }
-        if o.batch == 0 || (o.batch > SHARD && !o.batch.is_multiple_of(SHARD)) {
+        o.check_shared()?;
+        if o.batch > SHARD && !o.batch.is_multiple_of(SHARD) {
             bail!(Usage, "a batch has up to {SHARD} rows or a multiple of that, not {}", o.batch);
         }
-        if o.conditional_steps == 0 || o.marginal_steps == 0 || o.report_every == 0 {
+        if o.conditional_steps == 0 || o.marginal_steps == 0 {
             bail!(Usage, "steps must be at least 1");
+        }
+        Ok(())
+    }
+
+    /// The same for what every training looks at.
+    fn check_shared(&self) -> Result<()> {
+        let size = self.size;
+        if size.hidden == 0 || size.layers == 0 || size.hidden > 1 << 16 || size.layers > 64 {
+            bail!(Usage, "a net has 1 to 64 layers of 1 to 65536 units");
+        }
+        if self.batch == 0 || self.report_every == 0 {
+            bail!(Usage, "a batch has at least 1 row, and reports are at least 1 step apart");
         }
         Ok(())
     }
@@ -125,7 +164,7 @@ impl TrainOptions {
 /// Where a run stands.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainReport {
-    /// 1 for conditionals, 2 for marginals.
+    /// 1 for conditionals, 2 for marginals, 3 for both together from an energy.
     pub stage: usize,
     /// Steps taken of the stage.
     pub step: u64,
@@ -133,11 +172,66 @@ pub struct TrainReport {
     pub steps: u64,
     /// The mean loss since the last report.
     pub loss: f64,
-    /// On held-out rows: bits per site of φ along one order in stage 1, the root mean square of
-    /// log p_θ(x_S) − log p_φ(x_S) in nats in stage 2.
-    pub held_out: f64,
+    /// What was measured.
+    pub figures: Figures,
     /// Seconds since the run began or was resumed.
     pub seconds: f64,
+}
+
+/// What a report measures.
+#[derive(Clone, Copy, Debug)]
+pub enum Figures {
+    /// Stage 1: bits per site of φ along one order on held-out rows.
+    Bits(f64),
+    /// Stage 2: the root mean square of log p_θ(x_S) − log p_φ(x_S) on held-out rows, in nats.
+    ThetaError(f64),
+    /// Stage 3.
+    Energy(EnergyFigures),
+}
+
+impl Figures {
+    /// The measured number; of an energy E_q[log q − log f].
+    pub fn value(&self) -> f64 {
+        match self {
+            Figures::Bits(value) | Figures::ThetaError(value) => *value,
+            Figures::Energy(figures) => figures.free_energy,
+        }
+    }
+}
+
+/// How close a model is to an energy, in nats, by rows x drawn from φ along random orders σ with
+/// probability q(x|σ).
+#[derive(Clone, Copy, Debug)]
+pub struct EnergyFigures {
+    /// f_θ(∅): log Z as θ has learnt it.
+    pub log_z: f64,
+    /// log mean f/q: an estimate of log Z by importance.
+    pub estimate: f64,
+    /// E_q[log q − log f], at least −log Z.
+    pub free_energy: f64,
+    /// Its standard error.
+    pub error: f64,
+    /// KL(q ‖ f/Z) = E_q[log q − log f] + log Z, where log Z is known.
+    pub gap: Option<f64>,
+    /// log Z, where it can be computed.
+    pub exact: Option<f64>,
+    /// (Σ w)² / Σ w² of w = f/q: how many draws of f the draws of φ are worth.
+    pub effective: f64,
+    /// Draws of φ.
+    pub draws: usize,
+    /// E_q[−log q] in bits per site.
+    pub bits: f64,
+}
+
+/// A model trained by an energy.
+#[derive(Clone, Debug)]
+pub struct TrainedByEnergy {
+    /// Both halves.
+    pub graph: Graph,
+    /// What the file says: with log Z and what was measured.
+    pub contract: Contract,
+    /// What the final model reaches.
+    pub figures: EnergyFigures,
 }
 
 /// A trained model.
@@ -160,13 +254,18 @@ impl Trained {
     }
 }
 
-/// Rows to learn from and rows to look at.
-struct Task<'a> {
+/// What every training has.
+struct Run<'a> {
     contract: Contract,
-    rows: Vec<Vec<i32>>,
-    held_out: Rows,
     options: &'a TrainOptions,
     start: Instant,
+}
+
+/// Rows to learn from and rows to look at.
+struct Task<'a> {
+    run: Run<'a>,
+    rows: Vec<Vec<i32>>,
+    held_out: Rows,
 }
 
 /// Trains a model of `contract`'s sites and values on `rows`; `held_out` is only looked at.
@@ -196,13 +295,14 @@ pub fn train(
         bail!(Data, "training needs at least one row to learn from and one held-out row");
     }
     let held_out = held_out.slice(0..held_out.len().min(FINAL_ROWS));
-    let task = Task { contract, rows: learnt, held_out, options, start: Instant::now() };
-    let mut state = Checkpoint::new(checkpoint, &task)?;
+    let run = Run { contract, options, start: Instant::now() };
+    let task = Task { run, rows: learnt, held_out };
+    let mut state = Checkpoint::new(checkpoint, task.run.identity(&task.data()))?;
     let log_p = task.log_frequencies();
 
     let size = options.size;
-    let phi = networks::conditional(&task.contract, size, &log_p, options.seed);
-    let phi = match state.take_phi()? {
+    let phi = networks::conditional(&task.run.contract, size, &log_p, options.seed);
+    let phi = match state.take_phi() {
         Some(weights) => {
             let mut parameters = Parameters::new(&phi, &networks::trained(&phi), |_| false)?;
             parameters.update(|w| w.copy_from_slice(&weights));
@@ -210,23 +310,12 @@ pub fn train(
         }
         None => conditionals::train(&task, phi, &mut state, report, cancel)?,
     };
-    let theta = networks::marginal(&task.contract, size, &log_p, options.seed);
+    let theta = networks::marginal(&task.run.contract, size, &log_p, 0.0, options.seed);
     let theta = marginals::train(&task, &phi, theta, &mut state, report, cancel)?;
     task.finished(&phi, &theta, cancel)
 }
 
-impl Task<'_> {
-    /// Smoothed log-frequencies of each site's values.
-    fn log_frequencies(&self) -> Vec<Vec<f64>> {
-        let site = |(i, &values): (usize, &usize)| {
-            let mut counts = vec![1.0; values];
-            self.rows.iter().filter(|r| r[i] >= 0).for_each(|r| counts[r[i] as usize] += 1.0);
-            let total: f64 = counts.iter().sum();
-            counts.iter().map(|c| (c / total).ln()).collect()
-        };
-        self.contract.cardinalities.iter().enumerate().map(site).collect()
-    }
-
+impl Run<'_> {
     /// Rows per shard, and shards per step.
     fn shards(&self) -> (usize, usize) {
         let shard = self.options.batch.min(SHARD);
@@ -257,8 +346,17 @@ impl Task<'_> {
             weight_decay: o.weight_decay,
             decay: Decay::Decoupled,
         };
-        let adam = Optimization::Adam { first: 0.9, second: 0.99, epsilon: 1e-8 };
-        let optimizer = Optimizer::new(adam, settings, parameters.len(), Vec::new())?;
+        let method = match o.method {
+            Method::Adam => Optimization::Adam { first: 0.9, second: 0.99, epsilon: 1e-8 },
+            Method::Mfac { window, damping } => Optimization::Mfac {
+                // The first gradient replaces this λ.
+                window: Sliding::new(window, parameters.len(), 1.0, Storage::F32, None)?,
+                momentum: 0.9,
+                relative_damping: Some(damping),
+                diagonal: None,
+            },
+        };
+        let optimizer = Optimizer::new(method, settings, parameters.len(), Vec::new())?;
         let options = StepOptions {
             threads: o.threads,
             clip_norm: Some(o.clip_norm),
@@ -267,20 +365,28 @@ impl Task<'_> {
         Trainer::new(&step, parameters, optimizer, options)
     }
 
+    /// Everything that the result depends on, as text; `data` are those of the data.
+    fn identity(&self, data: &str) -> String {
+        let mut options = self.options.clone();
+        // Neither changes the result.
+        (options.threads, options.report_every) = (0, 0);
+        format!("{options:?} {:?} {data}", self.contract.metadata())
+    }
+
     /// Takes the steps of a stage that are left; reports and saves on the way.
-    fn run(
+    fn take(
         &self,
         stage: Stage,
         trainer: &mut Trainer,
-        mut step: impl FnMut(&mut Trainer, u64) -> Result<f64>,
-        look: impl Fn(&Parameters) -> Result<f64>,
+        mut step: impl FnMut(&mut Trainer, u64, &mut Checkpoint) -> Result<f64>,
+        look: impl Fn(&Parameters) -> Result<Figures>,
         state: &mut Checkpoint,
         report: &mut dyn FnMut(&TrainReport),
     ) -> Result<()> {
         let (mut sum, mut count) = (0.0, 0);
         while trainer.steps() < stage.steps {
             let number = trainer.steps();
-            match step(trainer, number) {
+            match step(trainer, number, state) {
                 Ok(loss) => sum += loss,
                 Err(e) => {
                     // The weights are those before the step.
@@ -293,13 +399,13 @@ impl Task<'_> {
             count += 1;
             let done = trainer.steps();
             if done.is_multiple_of(self.options.report_every) || done == stage.steps {
-                let held_out = look(&trainer.result())?;
+                let figures = look(&trainer.result())?;
                 report(&TrainReport {
                     stage: stage.number,
                     step: done,
                     steps: stage.steps,
                     loss: sum / count as f64,
-                    held_out,
+                    figures,
                     seconds: self.start.elapsed().as_secs_f64(),
                 });
                 (sum, count) = (0.0, 0);
@@ -312,11 +418,33 @@ impl Task<'_> {
     fn load_options(&self) -> LoadOptions {
         LoadOptions { device: Device::Cpu, threads: self.options.threads, batch: DEFAULT_BATCH }
     }
+}
+
+impl Task<'_> {
+    /// What tells these data from others.
+    fn data(&self) -> String {
+        let mut hash = 0xcbf2_9ce4_8422_2325u64;
+        for cell in self.rows.iter().flatten() {
+            hash = (hash ^ *cell as u64).wrapping_mul(0x0100_0000_01b3);
+        }
+        format!("{} rows {hash:016x}", self.rows.len())
+    }
+
+    /// Smoothed log-frequencies of each site's values.
+    fn log_frequencies(&self) -> Vec<Vec<f64>> {
+        let site = |(i, &values): (usize, &usize)| {
+            let mut counts = vec![1.0; values];
+            self.rows.iter().filter(|r| r[i] >= 0).for_each(|r| counts[r[i] as usize] += 1.0);
+            let total: f64 = counts.iter().sum();
+            counts.iter().map(|c| (c / total).ln()).collect()
+        };
+        self.run.contract.cardinalities.iter().enumerate().map(site).collect()
+    }
 
     /// φ's bits per known site on the first `count` held-out rows.
     fn bits(&self, mam: &Mam, count: usize, orders: usize, cancel: &Cancel) -> Result<f64> {
         let rows = self.held_out.slice(0..self.held_out.len().min(count));
-        let scores = mam.score(&rows, &by(Method::Phi, orders), cancel)?;
+        let scores = mam.score(&rows, &by(Scoring::Phi, orders), cancel)?;
         let scores = scores.into_iter().collect::<Result<Vec<_>>>()?;
         let known: usize = scores.iter().map(|s| s.known).sum();
         let total: f64 = scores.iter().filter_map(|s| Some(s.phi?.log_p)).sum();
@@ -334,7 +462,7 @@ impl Task<'_> {
         let count = self.held_out.len().min(count);
         let mut cells = Vec::new();
         for r in 0..count {
-            let mut random = self.stream(3, r as u64);
+            let mut random = self.run.stream(3, r as u64);
             let row = self.held_out.row(r);
             let keep = 1 + random.below(row.len());
             let order = random.permutation(row.len());
@@ -342,8 +470,8 @@ impl Task<'_> {
             order[..keep].iter().for_each(|&s| masked[s as usize] = row[s as usize]);
             cells.extend(masked);
         }
-        let rows = Rows::new(self.contract.length, cells)?;
-        let scores = mam.score(&rows, &by(Method::Bracket, orders), cancel)?;
+        let rows = Rows::new(self.run.contract.length, cells)?;
+        let scores = mam.score(&rows, &by(Scoring::Bracket, orders), cancel)?;
         let gap = |s: crate::mam::Score| s.theta.unwrap_or(0.0) - s.phi.map_or(0.0, |p| p.log_p);
         let gaps = scores.into_iter().map(|s| Ok(gap(s?))).collect::<Result<Vec<_>>>()?;
         Ok(Residuals::new(&gaps))
@@ -352,8 +480,8 @@ impl Task<'_> {
     /// Puts the halves together and measures them.
     fn finished(&self, phi: &Graph, theta: &Graph, cancel: &Cancel) -> Result<Trained> {
         let graph = networks::joint(phi, theta);
-        let mut contract = self.contract.clone();
-        let mam = Mam::from_models(&[model(&graph, &contract)?], self.load_options(), cancel)?;
+        let mut contract = self.run.contract.clone();
+        let mam = Mam::from_models(&[model(&graph, &contract)?], self.run.load_options(), cancel)?;
         let bits = self.bits(&mam, FINAL_ROWS, FINAL_ORDERS, cancel)?;
         let theta_error = self.theta_error(&mam, FINAL_ROWS, FINAL_ORDERS, cancel)?;
         contract.log_z = mam.log_z();
@@ -373,7 +501,7 @@ struct Stage {
     steps: u64,
 }
 
-fn by(method: Method, orders: usize) -> ScoreOptions {
+fn by(method: Scoring, orders: usize) -> ScoreOptions {
     ScoreOptions {
         method,
         // Other orders than those of a user's default seed.

@@ -291,18 +291,28 @@ pub struct Adapt {
     pub shape: Vec<usize>,
 }
 
-/// Train a model by maximum likelihood: φ on the conditionals of every subset, then θ on what φ
-/// says of whole rows.
+/// Train a model by maximum likelihood, φ on the conditionals of every subset, then θ on what φ
+/// says of whole rows; or both together from an energy.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  hone mam train --data examples/mam/train.npy \
+#[command(after_help = "Examples:\n  hone mam train --data examples/mam/train.npy \
     --output digits.onnx \\\n      \
-    --conditional-steps 200 --marginal-steps 200 --seed 1\n\n\
+    --conditional-steps 200 --marginal-steps 200 --seed 1\n  \
+    hone mam train --energy ising:4x4,coupling=0.2,field=0.2 --output ising.onnx \\\n      \
+    --steps 2000 --batch 32\n\n\
+    With --energy a model learns log f(x) of complete rows, up to log Z, which it learns as well: \
+    of an Ising model on a\ntorus, or of an ONNX graph from x (int64 [B, L], values from 0) to \
+    log f (float [B]).\n\
     The same options, data and seed give the same file for any number of threads. With \
     --checkpoint a run that is stopped\ngoes on where it was.")]
 pub struct Train {
     /// Rows to learn from: .npy, .npz or .csv; missing values are skipped.
-    #[arg(long, value_name = "ROWS")]
-    pub data: PathBuf,
+    #[arg(long, value_name = "ROWS", required_unless_present = "energy")]
+    pub data: Option<PathBuf>,
+    /// Learn from an energy instead: ising:ROWSxCOLUMNS,coupling=K,field=H or an ONNX graph.
+    #[arg(long, value_name = "ENERGY", conflicts_with_all = [
+        "data", "held_out", "threshold", "limit", "conditional_steps", "marginal_steps",
+        "regression"])]
+    pub energy: Option<String>,
     /// Where to write the model.
     #[arg(short, long, value_name = "MODEL")]
     pub output: PathBuf,
@@ -330,15 +340,36 @@ pub struct Train {
     /// Steps of stage 2, in which θ learns.
     #[arg(long, default_value_t = 4000, value_name = "STEPS", help_heading = "Training")]
     pub marginal_steps: u64,
-    /// Rows per step: up to 64, or a multiple of 64.
+    /// Steps of a training by an energy.
+    #[arg(long, default_value_t = 4000, value_name = "STEPS", help_heading = "Training")]
+    #[arg(requires = "energy")]
+    pub steps: u64,
+    /// What a training by an energy minimises: balance (of all parts of whole trajectories), or
+    /// reinforce (as published).
+    #[arg(long, default_value = "balance", value_parser = ["balance", "reinforce"])]
+    #[arg(help_heading = "Training", requires = "energy")]
+    pub objective: String,
+    /// Rows per step: of data up to 64, or a multiple of 64.
     #[arg(long, default_value_t = 128, value_name = "ROWS", help_heading = "Training")]
     pub batch: usize,
-    /// Of Adam at its peak; it falls to 0 along a cosine.
-    #[arg(long, default_value_t = 1e-3, value_name = "RATE", help_heading = "Training")]
-    pub learning_rate: f64,
-    /// Decoupled weight decay.
-    #[arg(long, default_value_t = 0.01, value_name = "DECAY", help_heading = "Training")]
-    pub weight_decay: f64,
+    /// What takes the steps.
+    #[arg(long, default_value = "adam", value_parser = ["adam", "mfac"])]
+    #[arg(help_heading = "Training")]
+    pub optimizer: String,
+    /// Gradients in the window of M-FAC.
+    #[arg(long, default_value_t = 32, value_name = "GRADIENTS", help_heading = "Training")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub window: u32,
+    /// Damping of M-FAC, as a fraction of the mean diagonal of the Fisher matrix.
+    #[arg(long, default_value_t = 1.0, value_name = "FRACTION", help_heading = "Training")]
+    pub damping: f64,
+    /// The learning rate at its peak, from which it falls to 0 along a cosine; 1e-3 by default for
+    /// adam, 0.1 for mfac.
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub learning_rate: Option<f64>,
+    /// Decoupled weight decay; 0.01 by default, and 0 with --energy.
+    #[arg(long, value_name = "DECAY", help_heading = "Training")]
+    pub weight_decay: Option<f64>,
     /// Gradients longer than this are scaled down to it.
     #[arg(long, default_value_t = 1.0, value_name = "NORM", help_heading = "Training")]
     pub clip_norm: f64,
@@ -355,6 +386,9 @@ pub struct Train {
     /// Keep the state here, and go on from it if it is there.
     #[arg(long, value_name = "FILE", help_heading = "Training")]
     pub checkpoint: Option<PathBuf>,
+    /// Draw the loss and what the reports measure, by step, into this file.
+    #[arg(long, value_name = "FILE.svg", help_heading = "Training")]
+    pub curve: Option<PathBuf>,
     /// Steps between reports and checkpoints.
     #[arg(long, default_value_t = 250, value_name = "STEPS", help_heading = "Training")]
     pub report_every: u64,

@@ -1,11 +1,16 @@
 //! `hone mam train`: rows in, a model out, with reports on the way.
 
-use hone::atomic_file::folder_of;
+use std::path::Path;
+
+use hone::atomic_file::{AtomicFile, folder_of};
 use hone::calibration::read_arrays;
 use hone::cancel::Cancel;
-use hone::error::Result;
+use hone::error::{Context, Result};
 use hone::mam::contract::Contract;
-use hone::mam::train::{Regression, TrainOptions, TrainReport, train};
+use hone::mam::train::{
+    Curve, Energy, EnergyFigures, EnergyGraph, EnergyOptions, Figures, Method, Objective,
+    Regression, TrainOptions, TrainReport, train, train_by_energy,
+};
 use hone::mam::{Rows, Size, read_training_rows};
 
 use super::arguments::Train;
@@ -18,8 +23,9 @@ pub fn run(a: &Train, cancel: &Cancel) -> Result<()> {
     if !folder_of(&a.output).is_dir() {
         return Err(usage(format!("--output: there is no folder for {}", a.output.display())));
     }
-    let all = read_training_rows(&a.data, a.reading.threshold, a.reading.limit)?;
-    let contract = contract(a, &all)?;
+    let Some(data) = &a.data else { return by_energy(a, cancel) };
+    let all = read_training_rows(data, a.reading.threshold, a.reading.limit)?;
+    let contract = contract(a, data, &all)?;
     let (rows, held_out) = match &a.held_out {
         Some(path) => (all, read_training_rows(path, a.reading.threshold, a.reading.limit)?),
         None => all.split(HELD_OUT_EVERY)?,
@@ -32,10 +38,13 @@ pub fn run(a: &Train, cancel: &Cancel) -> Result<()> {
         held_out.len()
     );
     let checkpoint = a.checkpoint.as_deref();
-    let trained = train(&rows, &held_out, &contract, &options, checkpoint, &mut report, cancel)?;
+    let mut report = Reporter::default();
+    let trained =
+        train(&rows, &held_out, &contract, &options, checkpoint, &mut |r| report.see(r), cancel)?;
     let metadata = trained.contract.metadata();
     let metadata: Vec<_> = metadata.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
     trained.graph.save(&a.output, &metadata)?;
+    report.finish(a)?;
     println!(
         "{}: phi {:.4} bits per site on held-out rows (5 orders), theta - phi on their subsets \
          {:.3} nats rms (mean {:+.3})",
@@ -47,26 +56,99 @@ pub fn run(a: &Train, cancel: &Cancel) -> Result<()> {
     Ok(())
 }
 
-fn report(r: &TrainReport) {
-    let (stage, what) = match r.stage {
-        1 => ("conditionals", "bits per site"),
-        _ => ("marginals", "nats rms of theta - phi"),
+fn by_energy(a: &Train, cancel: &Cancel) -> Result<()> {
+    let text = a.energy.as_deref().unwrap_or_default();
+    let energy = match text.strip_prefix("ising:") {
+        Some(_) if !a.values.is_empty() => {
+            return Err(usage("--values: the sites of an Ising model have 2 values"));
+        }
+        Some(rest) => Energy::Ising(rest.parse().context(|| "--energy")?),
+        None => Energy::Graph(Box::new(EnergyGraph::load(Path::new(text), &a.values, cancel)?)),
     };
-    eprintln!(
-        "{stage:12} {:>6} of {}   loss {:.4}   held out {:.4} {what}   {:.0} s",
-        r.step, r.steps, r.loss, r.held_out, r.seconds
-    );
+    let mut contract = energy.contract();
+    if !a.shape.is_empty() {
+        contract.shape = Some(a.shape.clone());
+        if a.shape.iter().product::<usize>() != contract.length {
+            return Err(usage(format!("--shape does not have {} sites", contract.length)));
+        }
+    }
+    contract.notes.insert("energy".into(), text.into());
+    let objective = match a.objective.as_str() {
+        "reinforce" => Objective::Reinforce,
+        _ => Objective::Balance,
+    };
+    let learning = EnergyOptions { objective, steps: a.steps };
+    let (options, checkpoint) = (options(a), a.checkpoint.as_deref());
+    let mut report = Reporter::default();
+    let trained = train_by_energy(
+        &energy,
+        &contract,
+        &learning,
+        &options,
+        checkpoint,
+        &mut |r| report.see(r),
+        cancel,
+    )?;
+    let metadata = trained.contract.metadata();
+    let metadata: Vec<_> = metadata.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+    trained.graph.save(&a.output, &metadata)?;
+    report.finish(a)?;
+    println!("{}: {}", a.output.display(), figures_text(&trained.figures));
+    Ok(())
+}
+
+/// Prints reports, and keeps them for the curve.
+#[derive(Default)]
+struct Reporter(Curve);
+
+impl Reporter {
+    fn see(&mut self, r: &TrainReport) {
+        self.0.add(r);
+        let (stage, found) = match r.figures {
+            Figures::Bits(bits) => ("conditionals", format!("held out {bits:.4} bits per site")),
+            Figures::ThetaError(rms) => {
+                ("marginals", format!("held out {rms:.4} nats rms of theta - phi"))
+            }
+            Figures::Energy(figures) => ("energy", figures_text(&figures)),
+        };
+        eprintln!(
+            "{stage:12} {:>6} of {}   loss {:.4}   {found}   {:.0} s",
+            r.step, r.steps, r.loss, r.seconds
+        );
+    }
+
+    fn finish(&self, a: &Train) -> Result<()> {
+        let Some(path) = &a.curve else { return Ok(()) };
+        let mut file = AtomicFile::create(path)?;
+        file.append(self.0.to_svg().as_bytes())?;
+        file.commit()
+    }
+}
+
+fn figures_text(f: &EnergyFigures) -> String {
+    let exact = f.exact.map_or(String::new(), |z| format!(" (exact {z:.4})"));
+    let gap = f.gap.map_or(String::new(), |gap| format!(", KL {gap:.4}"));
+    format!(
+        "log Z {:.4}{exact}, by draws {:.4}; log q - log f {:.4} +- {:.4}{gap}; {:.4} bits per \
+         site; {:.0} of {} draws effective",
+        f.log_z, f.estimate, f.free_energy, f.error, f.bits, f.effective, f.draws
+    )
 }
 
 fn options(a: &Train) -> TrainOptions {
+    let (method, usual_rate) = match a.optimizer.as_str() {
+        "mfac" => (Method::Mfac { window: a.window as usize, damping: a.damping }, 0.1),
+        _ => (Method::Adam, 1e-3),
+    };
     let all = || std::thread::available_parallelism().map_or(1, |n| n.get());
     TrainOptions {
         size: Size { hidden: a.hidden, layers: a.layers },
         conditional_steps: a.conditional_steps,
         marginal_steps: a.marginal_steps,
         batch: a.batch,
-        learning_rate: a.learning_rate,
-        weight_decay: a.weight_decay,
+        method,
+        learning_rate: a.learning_rate.unwrap_or(usual_rate),
+        weight_decay: a.weight_decay.unwrap_or(if a.energy.is_some() { 0.0 } else { 0.01 }),
         clip_norm: a.clip_norm,
         average: a.average,
         regression: match a.regression.as_str() {
@@ -80,20 +162,20 @@ fn options(a: &Train) -> TrainOptions {
 }
 
 /// What the data and the options say of the model.
-fn contract(a: &Train, rows: &Rows) -> Result<Contract> {
+fn contract(a: &Train, data: &Path, rows: &Rows) -> Result<Contract> {
     let mut contract = Contract::of_rows(rows, &a.values, &a.shape)?;
     if a.shape.is_empty() {
-        contract.shape = stored_shape(a).filter(|s| s.len() > 1);
+        contract.shape = stored_shape(data).filter(|s| s.len() > 1);
     }
-    if let Some(name) = a.data.file_name() {
+    if let Some(name) = data.file_name() {
         contract.notes.insert("dataset".into(), name.to_string_lossy().into_owned());
     }
     Ok(contract)
 }
 
 /// The axes behind the first of the array, if the data are one.
-fn stored_shape(a: &Train) -> Option<Vec<usize>> {
-    let is_csv = a.data.extension().is_some_and(|e| e == "csv");
-    let array = (!is_csv).then(|| read_arrays(&a.data, &["x"], Some(1)).ok()).flatten()?;
+fn stored_shape(data: &Path) -> Option<Vec<usize>> {
+    let is_csv = data.extension().is_some_and(|e| e == "csv");
+    let array = (!is_csv).then(|| read_arrays(data, &["x"], Some(1)).ok()).flatten()?;
     array.into_iter().next().flatten().map(|t| t.shape()[1..].to_vec())
 }
