@@ -32,7 +32,7 @@ pub const LOGITS: &str = "logits";
 pub const SITE_LOG_P: &str = "site_log_p";
 
 /// More sites or symbols, or more logits per row, than any model has: a limit for hostile files.
-const MOST_SITES: usize = 1 << 20;
+pub const MOST_SITES: usize = 1 << 20;
 const MOST_LOGITS: usize = 1 << 28;
 /// More sides than arrays have.
 const MOST_SIDES: usize = 32;

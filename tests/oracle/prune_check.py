@@ -75,6 +75,7 @@ SCHEMA = {
         "gradients_multiple": (*NUMBER, MAYBE), "pruning_multiple": (*NUMBER, MAYBE),
         "total_multiple": (*NUMBER, MAYBE), "peak_memory_bytes": (int, MAYBE),
     },
+    "gradual": (dict, MAYBE),
 }
 
 

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 
 use crate::cancel::Cancel;
 use crate::error::{Context, Error, Result, bail, error};
-use crate::mam::contract::{Contract, INPUT, Kind};
+use crate::mam::contract::{Contract, INPUT, Kind, MOST_SITES};
 use crate::mam::model::log_sum_exp;
 use crate::onnx::{Dimension, Graph, Model, import};
 use crate::runtime::{Session, SessionOptions};
@@ -290,6 +290,9 @@ fn contract(
             error!(Model, "neither the shape of input \"x\" nor mam.length says how many sites")
         })?,
     };
+    if length == 0 || length > MOST_SITES {
+        bail!(Model, "{length} sites: from 1 to {MOST_SITES} are possible");
+    }
     let number = |key: &str| told(key).and_then(|t| t.trim().parse::<usize>().ok());
     let list = told("mam.cardinalities").map(|t| serde_json::from_str::<Vec<usize>>(&t));
     let cardinalities = match (values, list, number("mam.vocab")) {
