@@ -2,8 +2,7 @@
 """Two more trained networks for benches/compare.py: a MobileNetV2-like and a small ViT.
 
     apt-get install python3-torch dataset-fashion-mnist     # Debian: torch 1.13 (CPU), MIT-licensed data
-    pip install onnx==1.23.2                                # the exporter's model is read once more
-    /usr/bin/python3 benches/networks.py mobilenet vit      # about 20 minutes on one core
+    /usr/bin/python3 benches/networks.py mobilenet vit      # about 40 minutes on one core
 
 Writes target/networks/mobilenet.onnx and vit.onnx: float32 [N, 1, 28, 28] in 0..1 -> logits
 [N, 10], trained on the split of examples/fashion/make.py, so that the calibration and test samples
@@ -132,7 +131,6 @@ def train(name, net, epochs):
     path = os.path.join(OUT, name + ".onnx")
     torch.onnx.export(net, x[:2], path, opset_version=13, input_names=["image"], output_names=["logits"],
                       dynamic_axes={"image": {0: "N"}, "logits": {0: "N"}})
-    make.name_weights(path)
 
 
 def main():
