@@ -65,11 +65,11 @@ const FINAL_ORDERS: usize = 5;
 pub enum Method {
     /// Adam with β₁ = 0.9, β₂ = 0.99.
     Adam,
-    /// M-FAC preconditioned SGD with momentum 0.9.
+    /// M-FAC preconditioned SGD with momentum 0.9, damped in the metric of Adam (β₂ = 0.99).
     Mfac {
         /// m, the gradients in the window.
         window: usize,
-        /// The damping λ as a fraction of the mean diagonal of their Fisher matrix.
+        /// The damping λ as a multiple of the mean diagonal of their Fisher matrix in that metric.
         damping: f64,
     },
 }
@@ -353,7 +353,7 @@ impl Run<'_> {
                 window: Sliding::new(window, parameters.len(), 1.0, Storage::F32, None)?,
                 momentum: 0.9,
                 relative_damping: Some(damping),
-                diagonal: None,
+                diagonal: Some(0.99),
             },
         };
         let optimizer = Optimizer::new(method, settings, parameters.len(), Vec::new())?;

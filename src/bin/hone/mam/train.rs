@@ -137,7 +137,7 @@ fn figures_text(f: &EnergyFigures) -> String {
 
 fn options(a: &Train) -> TrainOptions {
     let (method, usual_rate) = match a.optimizer.as_str() {
-        "mfac" => (Method::Mfac { window: a.window as usize, damping: a.damping }, 0.1),
+        "mfac" => (Method::Mfac { window: a.window as usize, damping: a.damping }, 5e-3),
         _ => (Method::Adam, 1e-3),
     };
     let all = || std::thread::available_parallelism().map_or(1, |n| n.get());
