@@ -11,7 +11,8 @@
  *              something must be is HONE_CODE_INVALID_ARGUMENT, never a crash.
  * Threads      Every function may be called from any thread at any time; only `_free` comes last
  *              on its handle. The library's own threads block all signals. After fork() a child
- *              gets HONE_CODE_UNAVAILABLE from an engine opened before, never a hang.
+ *              gets HONE_CODE_UNAVAILABLE from an engine, gradients or an optimizer made before
+ *              and from what belongs to that engine, never a hang.
  * Strings      UTF-8 (paths: any bytes), ending in NUL, read before the call returns.
  * Options      Structs start with `size`; zero is the default of every field, NULL that of the
  *              struct. Write them as { .size = sizeof(hone_prune_options), .sparsity = 0.9 }.
@@ -306,7 +307,8 @@ typedef struct hone_error hone_error;
 /// Immutable: any number of threads may ask at once.
 typedef struct hone_fisher hone_fisher;
 
-/// m gradients of d weights, one per sample: what a Fisher is made of.
+/// m gradients of d weights, one per sample: what a Fisher is made of. For the process they are
+/// made in.
 typedef struct hone_gradients hone_gradients;
 
 /// A job. Its handle may be freed at any time; the job itself goes on.
@@ -315,7 +317,7 @@ typedef struct hone_job hone_job;
 /// An ONNX model.
 typedef struct hone_model hone_model;
 
-/// An optimizer with its state. Steps from several threads take turns.
+/// An optimizer with its state, for the process it is made in. Steps from several threads take turns.
 typedef struct hone_optimizer hone_optimizer;
 
 /// A JSON document. Its first member, `schema`, names a schema in which members are only ever
@@ -494,7 +496,8 @@ typedef struct {
     uint32_t selection_stages;
     /// Weights per Fisher block; 0 means 128. HONE_BLOCK_LAYER means whole layers.
     uint32_t block;
-    /// How often gradients are taken anew on the way to the sparsity; 0 means 8.
+    /// How often gradients are taken anew on the way to the sparsity, or in each step of a gradual
+    /// run; 0 means 8, or 2 in each step.
     uint32_t stages;
     /// Gradients of each stage (m); 0 means 512.
     uint32_t gradients;
@@ -506,6 +509,33 @@ typedef struct {
     uint32_t reserved;
     /// Who hears of the progress.
     hone_observer observer;
+    /// Gradual: how often each sample is seen after each step; 0 means 3.
+    double tune_epochs;
+    /// Gradual: training steps after each pruning step; 0 means what the epochs come to.
+    uint64_t tune_steps;
+    /// Gradual: η at its peak, from which it falls to 0 along a cosine after each step; 0 means
+    /// 0.004 for M-FAC and 0.001 for Adam and SGD.
+    double learning_rate;
+    /// Gradual: the share of the dense model's outputs in the loss, at most 1; 0 means a half, and
+    /// all where the samples have no labels; a negative number none.
+    double distill_weight;
+    /// Gradual: keeps the state of the run here, also when it is cancelled, and goes on from it if
+    /// it is there, to the same bits; removed at the end. NULL for none.
+    const char *checkpoint;
+    /// Gradual: training steps between two checkpoints; 0 means 200.
+    uint64_t checkpoint_every;
+    /// A `hone_prune_schedule`. Fields that say "Gradual" must be 0 unless it is that.
+    uint32_t schedule;
+    /// Gradual: pruning steps, up to 1000; 0 means 4.
+    uint32_t steps;
+    /// Gradual: a `hone_ramp`.
+    uint32_t ramp;
+    /// Gradual: samples per training step; 0 means 64.
+    uint32_t batch;
+    /// Gradual: a `hone_optimizer_method`, with the settings that a fine-tuning job has by default.
+    uint32_t optimizer;
+    /// Gradual: a `hone_loss`.
+    uint32_t loss;
 } hone_prune_options;
 
 /// How to fine-tune. Zero means default.
@@ -516,16 +546,18 @@ typedef struct {
     double epochs;
     /// The number of steps; 0 means what the epochs come to.
     uint64_t steps;
-    /// η at its peak; 0 means 1 for M-FAC and 0.001 for Adam and SGD. M-FAC with
-    /// `damping_absolute`, whose steps are on the scale of the gradients, needs one.
+    /// η at its peak; 0 means 0.004 for M-FAC (1 in the metric of the identity) and 0.001 for Adam
+    /// and SGD. M-FAC with `damping_absolute`, whose steps are on the scale of the gradients, needs
+    /// one.
     double learning_rate;
     /// β, or β₁ of Adam, below 1; 0 means 0.9, a negative number none.
     double momentum;
-    /// λ of M-FAC as a fraction of the window's mean Fisher diagonal; the direction is λF⁻¹g, so
-    /// that η means what it means for SGD. 0 means 1.
+    /// λ of M-FAC as a multiple of the window's mean Fisher diagonal; the direction is λF⁻¹g, so
+    /// that η means what it means for SGD, or for Adam: see `metric`. 0 means 100 in the metric of
+    /// the diagonal, 1 in that of the identity.
     double damping;
     /// λ of M-FAC itself, in units of a squared gradient, and the direction F⁻¹g; 0 means the
-    /// fraction above.
+    /// multiple above.
     double damping_absolute;
     /// The weight decay; 0 means none.
     double weight_decay;
@@ -589,6 +621,10 @@ typedef struct {
     uint32_t threads;
     /// Who hears of the progress.
     hone_observer observer;
+    /// A `hone_metric`: what λ of M-FAC is a multiple of.
+    uint32_t metric;
+    /// Must be 0.
+    uint32_t reserved;
 } hone_finetune_options;
 
 /// How to evaluate. Zero means default.
@@ -675,6 +711,20 @@ typedef struct {
     hone_observer observer;
 } hone_check_options;
 
+/// The Ising model on a torus, log f(x) = coupling·Σ_edges s_i·s_j + field·Σ_i s_i with s = 2x − 1.
+typedef struct {
+    /// sizeof(hone_ising)
+    size_t size;
+    /// Sites of a column.
+    size_t rows;
+    /// Sites of a row; site (r, c) is the (r·columns + c)th.
+    size_t columns;
+    /// K of each edge, up to 1000 in absolute value.
+    double coupling;
+    /// h of each site, likewise.
+    double field;
+} hone_ising;
+
 /// How to train a marginalization model. Zero means default.
 typedef struct {
     /// sizeof(hone_mam_train_options)
@@ -694,7 +744,7 @@ typedef struct {
     size_t shape_count;
     /// η of Adam at its peak, from which it falls to 0 along a cosine; 0 means 0.001.
     double learning_rate;
-    /// Decoupled weight decay; 0 means 0.01, a negative number none.
+    /// Decoupled weight decay; 0 means 0.01, or none from an energy; a negative number none.
     double weight_decay;
     /// Gradients longer than this are scaled down to it; 0 means 1.
     double clip_norm;
@@ -728,6 +778,19 @@ typedef struct {
     uint32_t reserved;
     /// Who hears of the progress.
     hone_observer observer;
+    /// To learn log f(x) of complete rows, up to log Z, instead of rows: of an Ising model. NULL
+    /// for none.
+    const hone_ising *ising;
+    /// The same of a graph from x (int64 `[B, L]`, values from 0) to log f (float `[B]`), see
+    /// docs/mam-contract.md; `values` says how many values sites have unless its metadata does. It
+    /// may be freed at once. NULL for none.
+    const hone_model *energy;
+    /// Steps of training from an energy; 0 means 4000.
+    uint64_t energy_steps;
+    /// A `hone_energy_objective`.
+    uint32_t objective;
+    /// Must be 0.
+    uint32_t reserved2;
 } hone_mam_train_options;
 
 /// How to keep gradients. Zero means default.
@@ -804,7 +867,7 @@ typedef struct {
     double learning_rate;
     /// β, or β₁ of Adam: at least 0 and below 1; 0 means 0, and 0.9 for Adam.
     double momentum;
-    /// β₂ of Adam; 0 means 0.999.
+    /// β₂ of Adam and of the metric HONE_METRIC_DIAGONAL; 0 means 0.999.
     double beta2;
     /// ε of Adam; 0 means 1e-8.
     double epsilon;
@@ -837,6 +900,10 @@ typedef struct {
     uint32_t schedule;
     /// Threads; 0 means one per core. Results do not depend on it.
     uint32_t threads;
+    /// A `hone_metric`: what λ of M-FAC is a multiple of.
+    uint32_t metric;
+    /// Must be 0.
+    uint32_t reserved;
 } hone_optimizer_options;
 
 #ifdef __cplusplus
@@ -1224,8 +1291,11 @@ HONE_API void hone_scorer_free(hone_scorer *scorer);
 /// `hone_scorer_new`) and a report (schema "hone.mam.train/1"). `options` may be NULL. It runs on
 /// the processor, whatever the engine's device.
 ///
+/// With `ising` or `energy` there are no rows: `rows` is NULL, `count` and `length` are 0, and the
+/// report has the schema "hone.mam.energy/1".
+///
 /// Errors: INVALID_ARGUMENT for options and numbers of rows that cannot be; a row that does not fit
-/// is an error of the job, INVALID_DATA.
+/// is an error of the job, INVALID_DATA, and so is an energy that does not, INVALID_MODEL.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_mam_train(const hone_engine *engine,
@@ -1249,14 +1319,15 @@ hone_error *hone_gradients_new(size_t count,
 /// Copies the next gradient: `len` numbers, the dimension.
 ///
 /// Errors: CONFLICT when all gradients are there or a Fisher has been made of them, NUMERICS for
-/// numbers that are not finite; nothing has changed then.
+/// numbers that are not finite, UNAVAILABLE in a forked child of the process they were made in;
+/// nothing has changed then.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_gradients_push(const hone_gradients *gradients,
                                 const float *gradient,
                                 size_t len);
 
-/// The number of gradients that have been pushed; 0 for NULL.
+/// The number of gradients that have been pushed; 0 for NULL, and in a forked child.
 HONE_API size_t hone_gradients_count(const hone_gradients *gradients);
 
 /// Frees gradients. NULL is fine; a Fisher made of them keeps them.
@@ -1342,7 +1413,8 @@ hone_error *hone_optimizer_new(size_t dimension,
 /// one thread it allocates nothing once the window is full; further threads are started and joined
 /// by each step, which is worth it from some 10,000 weights on.
 ///
-/// Errors: NUMERICS for a gradient that is not finite; nothing has changed then.
+/// Errors: NUMERICS for a gradient that is not finite; UNAVAILABLE, as from all functions of an
+/// optimizer, in a forked child of the process it was made in. Nothing has changed then.
 HONE_API
 HONE_MUST_USE
 hone_error *hone_optimizer_step(const hone_optimizer *optimizer,
@@ -1350,7 +1422,7 @@ hone_error *hone_optimizer_step(const hone_optimizer *optimizer,
                                 const float *gradient,
                                 size_t len);
 
-/// The number of steps taken; 0 for NULL.
+/// The number of steps taken; 0 for NULL, and in a forked child.
 HONE_API uint64_t hone_optimizer_steps(const hone_optimizer *optimizer);
 
 /// Replaces the peak of the learning rate, from which the schedule goes on; for hosts with a

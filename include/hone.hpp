@@ -447,6 +447,16 @@ inline Job train_mam(const Engine &engine, const std::vector<std::int64_t> &rows
                           });
 }
 
+/** Submits the training of a marginalization model from the energy in `how`, without rows. */
+inline Job train_mam(const Engine &engine, const hone_mam_train_options &how,
+                     Observer observer = {}) {
+    return detail::submit(how, std::move(observer),
+                          [&](const hone_mam_train_options &options, hone_job **job) {
+                              return hone_mam_train(engine.c_handle(), nullptr, 0, 0, &options,
+                                                    job);
+                          });
+}
+
 /** m gradients of d weights. */
 class Gradients : public detail::Handle<hone_gradients, hone_gradients_free> {
 public:

@@ -68,18 +68,18 @@ impl Write for AtomicFile {
 /// and none of `sources` is the same file.
 pub fn check_output(output: &Path, sources: &[&Path]) -> Result<()> {
     if output.file_name().is_none() {
-        bail!(Usage, "--output {} is not a file name", output.display());
+        bail!(Usage, "the output {} is not a file name", output.display());
     }
     if !folder_of(output).is_dir() {
         bail!(Io, "{}: the folder does not exist; create it first", output.display());
     }
     if output.is_dir() {
-        bail!(Usage, "--output {} is a folder; name a file in it", output.display());
+        bail!(Usage, "the output {} is a folder; name a file in it", output.display());
     }
     let real = |path: &Path| fs::canonicalize(path).ok();
     if real(output).is_some_and(|output| sources.iter().any(|s| real(s).as_ref() == Some(&output)))
     {
-        bail!(Usage, "--output is the model itself; write to another file");
+        bail!(Usage, "the output is the model itself; write to another file");
     }
     Ok(())
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use crate::error::{Result, bail};
 
 /// A flag that can be raised once, and whom to wake when it is.
-#[derive(Clone, Default)]
-pub struct Cancel(Arc<Inner>);
+#[derive(Clone)]
+pub struct Cancel(Option<Arc<Inner>>);
 
 #[derive(Default)]
 struct Inner {
@@ -22,23 +22,35 @@ type Hook = Box<dyn Fn() + Send>;
 #[derive(Debug)]
 pub(crate) struct Registration(Cancel, u64);
 
+impl Default for Cancel {
+    fn default() -> Cancel {
+        Cancel(Some(Arc::default()))
+    }
+}
+
 impl Cancel {
     /// A flag that is not raised.
     pub fn new() -> Cancel {
         Cancel::default()
     }
 
+    /// A flag that cannot be raised, for work that nobody stops; it takes no memory.
+    pub const fn never() -> Cancel {
+        Cancel(None)
+    }
+
     /// Asks the work to stop. It does so at its next check, with an error of kind `Cancelled`.
     pub fn cancel(&self) {
-        self.0.raised.store(true, Ordering::SeqCst);
-        for (_, hook) in self.0.hooks.lock().expect("no hook panics").iter() {
+        let Some(inner) = &self.0 else { return };
+        inner.raised.store(true, Ordering::SeqCst);
+        for (_, hook) in inner.hooks.lock().expect("no hook panics").iter() {
             hook();
         }
     }
 
     /// Whether the work has been asked to stop.
     pub fn is_cancelled(&self) -> bool {
-        self.0.raised.load(Ordering::SeqCst)
+        self.0.as_ref().is_some_and(|inner| inner.raised.load(Ordering::SeqCst))
     }
 
     /// An error of kind `Cancelled` once the work has been asked to stop.
@@ -52,8 +64,9 @@ impl Cancel {
     /// Calls `hook` when the flag is raised, at once if it is already, until the registration is
     /// dropped.
     pub(crate) fn on_cancel(&self, hook: impl Fn() + Send + 'static) -> Registration {
-        let id = self.0.next.fetch_add(1, Ordering::SeqCst);
-        let mut hooks = self.0.hooks.lock().expect("no hook panics");
+        let Some(inner) = &self.0 else { return Registration(Cancel::never(), 0) };
+        let id = inner.next.fetch_add(1, Ordering::SeqCst);
+        let mut hooks = inner.hooks.lock().expect("no hook panics");
         if self.is_cancelled() {
             hook();
         }
@@ -64,7 +77,9 @@ impl Cancel {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.0.0.hooks.lock().expect("no hook panics").retain(|(id, _)| *id != self.1);
+        if let Some(inner) = &self.0.0 {
+            inner.hooks.lock().expect("no hook panics").retain(|(id, _)| *id != self.1);
+        }
     }
 }
 
@@ -96,5 +111,9 @@ mod tests {
         drop(kept);
         let _late = cancel.on_cancel(counter(10));
         assert_eq!(calls.load(Ordering::SeqCst), 11, "a late hook runs at once");
+        let never = Cancel::never();
+        let _none = never.on_cancel(counter(1000));
+        never.cancel();
+        assert!(never.check().is_ok() && calls.load(Ordering::SeqCst) == 11);
     }
 }

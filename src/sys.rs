@@ -2,12 +2,19 @@
 //! have no safe wrapper among hone's dependencies.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, OsStr, c_char, c_void};
+use std::ffi::{CStr, CString, OsStr, c_char, c_void};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+
+use ort::AsPointer;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::{RunOptions, Session};
+use ort::sys::{ONNXTensorElementDataType as Code, OrtValue};
+use ort::value::TensorElementType;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -171,6 +178,236 @@ pub fn map_scratch_file(folder: &Path, len: usize) -> Result<memmap2::MmapMut> {
     // SAFETY: the file has no name and its descriptor is not shared, so nobody else can change or
     // shorten it under the mapping.
     unsafe { memmap2::MmapMut::map_mut(&file) }.map_err(failed)
+}
+
+/// The inputs and one output of a session in memory of their own, at places that stay: a run over
+/// their first rows finds names, shapes and values prepared, and allocates nothing on this side of
+/// ONNX Runtime once there was a run over as many rows.
+pub struct Prepared {
+    /// The inputs, and then the output.
+    ports: Vec<Port>,
+    /// Of the ports; they point into them.
+    names: Vec<*const c_char>,
+    /// The most rows of a run.
+    rows: usize,
+    /// By the number of rows: the ports as ONNX Runtime knows them, made when first needed.
+    views: Vec<Vec<*mut OrtValue>>,
+}
+
+/// An input or output: `[rows, row...]` numbers of one type.
+struct Port {
+    name: CString,
+    row: Vec<usize>,
+    memory: Memory,
+}
+
+/// What an input of [`Prepared`] holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    /// int64.
+    I64,
+    /// bool.
+    Bool,
+}
+
+enum Memory {
+    I64(Fixed<i64>),
+    Bool(Fixed<bool>),
+    F32(Fixed<f32>),
+}
+
+/// A boxed slice that foreign code may have pointers to.
+struct Fixed<T>(NonNull<[T]>);
+
+impl<T: Clone> Fixed<T> {
+    /// Zeros, whose pages take no memory until they are written to.
+    fn new(zero: T, len: usize) -> Fixed<T> {
+        let memory = Box::into_raw(vec![zero; len].into_boxed_slice());
+        Fixed(NonNull::new(memory).expect("a box is somewhere"))
+    }
+}
+
+impl<T> Fixed<T> {
+    fn get(&self) -> &[T] {
+        // SAFETY: the box is alive and whole; ONNX Runtime writes only during `Prepared::run`,
+        // which borrows it exclusively.
+        unsafe { self.0.as_ref() }
+    }
+
+    fn get_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+impl<T> Drop for Fixed<T> {
+    fn drop(&mut self) {
+        // SAFETY: it came from `Box::into_raw`, and this is the only owner.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+// SAFETY: everything it points to is its own: memory, names, and values that ONNX Runtime lets any
+// thread use and release.
+unsafe impl Send for Prepared {}
+
+impl Prepared {
+    /// Inputs with names, kinds and the shapes of a row, and an output of float32, for runs of up
+    /// to `rows` rows.
+    pub fn new(
+        inputs: &[(&str, Numbers, &[usize])],
+        output: (&str, &[usize]),
+        rows: usize,
+    ) -> Prepared {
+        let port = |name: &str, row: &[usize], memory: fn(usize) -> Memory| Port {
+            name: CString::new(name).expect("the names are hone's own"),
+            row: row.to_vec(),
+            memory: memory(rows * row.iter().product::<usize>()),
+        };
+        let mut ports: Vec<Port> = inputs
+            .iter()
+            .map(|&(name, numbers, row)| match numbers {
+                Numbers::I64 => port(name, row, |n| Memory::I64(Fixed::new(0, n))),
+                Numbers::Bool => port(name, row, |n| Memory::Bool(Fixed::new(false, n))),
+            })
+            .collect();
+        ports.push(port(output.0, output.1, |n| Memory::F32(Fixed::new(0.0, n))));
+        let names = ports.iter().map(|p| p.name.as_ptr()).collect();
+        Prepared { ports, names, rows, views: vec![Vec::new(); rows + 1] }
+    }
+
+    /// The numbers of an input of int64, all rows.
+    pub fn i64s(&mut self, input: usize) -> &mut [i64] {
+        match &mut self.ports[input].memory {
+            Memory::I64(memory) => memory.get_mut(),
+            _ => panic!("input {input} holds no int64"),
+        }
+    }
+
+    /// The numbers of an input of bool, all rows.
+    pub fn bools(&mut self, input: usize) -> &mut [bool] {
+        match &mut self.ports[input].memory {
+            Memory::Bool(memory) => memory.get_mut(),
+            _ => panic!("input {input} holds no bool"),
+        }
+    }
+
+    /// What the output holds since the last run, all rows.
+    pub fn output(&self) -> &[f32] {
+        match self.ports.last().map(|p| &p.memory) {
+            Some(Memory::F32(memory)) => memory.get(),
+            _ => unreachable!("the output is the last port"),
+        }
+    }
+
+    /// Runs `session`, the same each time, over the first `rows` rows. An output of another shape
+    /// is an error.
+    pub fn run(
+        &mut self,
+        session: &mut Session,
+        rows: usize,
+        options: &RunOptions,
+    ) -> ort::Result<()> {
+        assert!((1..=self.rows).contains(&rows), "{rows} rows of at most {}", self.rows);
+        if self.views[rows].is_empty() {
+            self.check_output(session)?;
+            self.views[rows] = self.view(rows)?;
+        }
+        let (inputs, output) = self.views[rows].split_at_mut(self.ports.len() - 1);
+        // SAFETY: session and options are alive; there are as many names and values as is said, all
+        // of them alive, and the values lie over memory that nobody else has a reference to, as
+        // `self` is borrowed exclusively. The output is given, so that ONNX Runtime fills it in
+        // instead of making one.
+        let status = unsafe {
+            (ort::api().Run)(
+                session.ptr_mut(),
+                options.ptr(),
+                self.names.as_ptr(),
+                inputs.as_ptr().cast(),
+                inputs.len(),
+                self.names[inputs.len()..].as_ptr(),
+                1,
+                output.as_mut_ptr(),
+            )
+        };
+        // SAFETY: the status is what the call returned, and is handed over once.
+        unsafe { ort::Error::result_from_status(status) }
+    }
+
+    /// An error unless the output is of float32, as ONNX Runtime would not see that it is not.
+    fn check_output(&self, session: &Session) -> ort::Result<()> {
+        let name = self.ports.last().map(|p| p.name.to_bytes());
+        let found = session.outputs().iter().find(|o| Some(o.name().as_bytes()) == name);
+        match found.and_then(|o| o.dtype().tensor_type()) {
+            Some(TensorElementType::Float32) => Ok(()),
+            _ => Err(ort::Error::new("the output is not of float32")),
+        }
+    }
+
+    /// The ports of a run of so many rows as values over the same memory.
+    fn view(&self, rows: usize) -> ort::Result<Vec<*mut OrtValue>> {
+        let (device, kind) = (AllocationDevice::CPU, AllocatorType::Device);
+        let info = MemoryInfo::new(device, 0, kind, MemoryType::Default)?;
+        let mut values = Vec::with_capacity(self.ports.len());
+        for port in &self.ports {
+            let (start, size, code) = match &port.memory {
+                Memory::I64(m) => (
+                    m.0.cast::<c_void>(),
+                    size_of::<i64>(),
+                    Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
+                ),
+                Memory::Bool(m) => (m.0.cast(), 1, Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL),
+                Memory::F32(m) => {
+                    (m.0.cast(), size_of::<f32>(), Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT)
+                }
+            };
+            let count = rows * port.row.iter().product::<usize>();
+            let axes = std::iter::once(&rows).chain(&port.row);
+            let shape: Vec<i64> = axes.map(|&n| n as i64).collect();
+            let mut value = std::ptr::null_mut();
+            // SAFETY: the memory has room for `self.rows` rows, which is more; it lives as long as
+            // the value, which `drop` releases. The shape is read during the call.
+            let status = unsafe {
+                (ort::api().CreateTensorWithDataAsOrtValue)(
+                    info.ptr(),
+                    start.as_ptr(),
+                    count * size,
+                    shape.as_ptr(),
+                    shape.len(),
+                    code,
+                    &mut value,
+                )
+            };
+            // SAFETY: as in `run`.
+            if let Err(e) = unsafe { ort::Error::result_from_status(status) } {
+                release(&values);
+                return Err(e);
+            }
+            values.push(value);
+        }
+        Ok(values)
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        self.views.iter().for_each(|values| release(values));
+    }
+}
+
+/// Releases values of which the caller is the owner.
+fn release(values: &[*mut OrtValue]) {
+    for &value in values {
+        // SAFETY: ONNX Runtime made it, and the caller forgets it.
+        unsafe { (ort::api().ReleaseValue)(value) };
+    }
+}
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = self.ports.iter().map(|p| &p.name).collect::<Vec<_>>();
+        write!(f, "Prepared({names:?}, {} rows)", self.rows)
+    }
 }
 
 #[cfg(test)]

@@ -202,7 +202,7 @@ fn samples_that_do_not_fit_the_model_are_named() {
         &["\"image\"", "[6, 4, 5]", "[N, 1, 4, 4]"],
     );
     let bytes = Array4::<u8>::zeros((ROWS, 1, 4, 4));
-    expect(message(&|w| w.add_array("image", &bytes).unwrap()), &["uint8", "--scale 1/255"]);
+    expect(message(&|w| w.add_array("image", &bytes).unwrap()), &["uint8", "scale 1/255"]);
     let huge = Array4::<f64>::from_elem((ROWS, 1, 4, 4), 1e200);
     expect(message(&|w| w.add_array("image", &huge).unwrap()), &["row 0", "float32"]);
     expect(message(&|w| w.add_array("img", &images()).unwrap()), &["\"image\"", "[\"img\"]"]);

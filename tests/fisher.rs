@@ -93,5 +93,5 @@ fn threads_and_memory_do_not_change_the_result() {
     let hopeless = Options { memory_limit_bytes: 1 << 20, ..plain };
     let error = pruned(&graph, &samples, &hopeless).unwrap_err();
     assert_eq!(error.kind(), hone::ErrorKind::Memory);
-    assert!(error.to_string().contains("--memory-limit"), "{error}");
+    assert!(error.to_string().contains("memory limit"), "{error}");
 }

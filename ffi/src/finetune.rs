@@ -18,7 +18,7 @@ use crate::error::{guard, hone_error};
 use crate::gradients::storage;
 use crate::job::{hone_job, hone_observer, submit};
 use crate::model::hone_model;
-use crate::optimizer::{decay, schedule};
+use crate::optimizer::{decay, metric, schedule};
 use crate::options::{self, Extensible};
 use crate::prune::choose;
 use crate::samples::hone_samples;
@@ -56,16 +56,18 @@ pub struct hone_finetune_options {
     pub epochs: f64,
     /// The number of steps; 0 means what the epochs come to.
     pub steps: u64,
-    /// η at its peak; 0 means 1 for M-FAC and 0.001 for Adam and SGD. M-FAC with
-    /// `damping_absolute`, whose steps are on the scale of the gradients, needs one.
+    /// η at its peak; 0 means 0.004 for M-FAC (1 in the metric of the identity) and 0.001 for Adam
+    /// and SGD. M-FAC with `damping_absolute`, whose steps are on the scale of the gradients, needs
+    /// one.
     pub learning_rate: f64,
     /// β, or β₁ of Adam, below 1; 0 means 0.9, a negative number none.
     pub momentum: f64,
-    /// λ of M-FAC as a fraction of the window's mean Fisher diagonal; the direction is λF⁻¹g, so
-    /// that η means what it means for SGD. 0 means 1.
+    /// λ of M-FAC as a multiple of the window's mean Fisher diagonal; the direction is λF⁻¹g, so
+    /// that η means what it means for SGD, or for Adam: see `metric`. 0 means 100 in the metric of
+    /// the diagonal, 1 in that of the identity.
     pub damping: f64,
     /// λ of M-FAC itself, in units of a squared gradient, and the direction F⁻¹g; 0 means the
-    /// fraction above.
+    /// multiple above.
     pub damping_absolute: f64,
     /// The weight decay; 0 means none.
     pub weight_decay: f64,
@@ -129,6 +131,10 @@ pub struct hone_finetune_options {
     pub threads: u32,
     /// Who hears of the progress.
     pub observer: hone_observer,
+    /// A `hone_metric`: what λ of M-FAC is a multiple of.
+    pub metric: u32,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 // SAFETY: plain data of C without padding that starts with its size.
@@ -196,11 +202,17 @@ pub unsafe extern "C" fn hone_finetune(
 ///
 /// The pointers in the struct must be what the header says.
 unsafe fn plan(o: &hone_finetune_options, home: &Home) -> Result<Plan, hone_error> {
+    options::check_reserved(o.reserved)?;
+    let usual = if o.damping_absolute == 0.0 { Metric::Diagonal } else { Metric::Identity };
+    let metric = metric(o.metric, usual)?;
+    if o.metric != 0 && o.optimizer != 0 {
+        return Err(hone_error::argument("`metric` is of M-FAC only"));
+    }
     let kind = match o.optimizer {
         0 => Kind::Mfac {
             window: or(o.window, 128) as usize,
             damping: match o.damping_absolute {
-                0.0 => WindowDamping::Relative(or(o.damping, 1.0)),
+                0.0 => WindowDamping::Relative(or(o.damping, metric.usual_damping())),
                 _ if o.learning_rate == 0.0 => {
                     let message = "`damping_absolute` takes steps of F⁻¹g, whose scale is that of \
                                    the gradients: set `learning_rate`, too";
@@ -208,7 +220,7 @@ unsafe fn plan(o: &hone_finetune_options, home: &Home) -> Result<Plan, hone_erro
                 }
                 lambda => WindowDamping::Absolute(lambda),
             },
-            metric: Metric::Identity,
+            metric,
             storage: storage(o.window_storage)?,
         },
         1 => Kind::Sgd,

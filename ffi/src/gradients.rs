@@ -9,6 +9,7 @@ use hone_core::mfac::{GradientStore, Storage};
 use crate::arguments::{check_len, give, given, optional_path, slice};
 use crate::error::{guard, hone_code, hone_error};
 use crate::options::{self, Extensible};
+use crate::process::Process;
 use crate::prune::choose;
 
 /// The format in which gradients are kept.
@@ -40,8 +41,9 @@ pub struct hone_gradients_options {
 // SAFETY: plain data of C without padding that starts with its size.
 unsafe impl Extensible for hone_gradients_options {}
 
-/// m gradients of d weights, one per sample: what a Fisher is made of.
-pub struct hone_gradients(Mutex<State>);
+/// m gradients of d weights, one per sample: what a Fisher is made of. For the process they are
+/// made in.
+pub struct hone_gradients(Process, Mutex<State>);
 
 pub(crate) struct State {
     /// Shared with the Fishers made of it, which keep it from changing.
@@ -73,7 +75,13 @@ pub unsafe extern "C" fn hone_gradients_new(
             return Err(hone_error::argument(message));
         }
         let store = GradientStore::new(count, dimension, storage(o.storage)?, folder.as_deref())?;
-        give(out, hone_gradients(Mutex::new(State { store: Arc::new(store), filled: 0 })));
+        give(
+            out,
+            hone_gradients(
+                Process::here(),
+                Mutex::new(State { store: Arc::new(store), filled: 0 }),
+            ),
+        );
         Ok(())
     })
 }
@@ -85,7 +93,8 @@ pub(crate) fn storage(number: u32) -> Result<Storage, hone_error> {
 /// Copies the next gradient: `len` numbers, the dimension.
 ///
 /// Errors: CONFLICT when all gradients are there or a Fisher has been made of them, NUMERICS for
-/// numbers that are not finite; nothing has changed then.
+/// numbers that are not finite, UNAVAILABLE in a forked child of the process they were made in;
+/// nothing has changed then.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_gradients_push(
@@ -97,7 +106,7 @@ pub unsafe extern "C" fn hone_gradients_push(
         let gradients = given(gradients, "gradients")?;
         // SAFETY: the header asks for `len` numbers.
         let gradient = unsafe { slice(gradient, len, "gradient") }?;
-        let mut state = gradients.lock();
+        let mut state = gradients.lock()?;
         check_len(len, state.store.dimension(), "gradient")?;
         let next = state.filled;
         let conflict = |message: String| hone_error::new(hone_code::Conflict, message);
@@ -112,10 +121,10 @@ pub unsafe extern "C" fn hone_gradients_push(
     })
 }
 
-/// The number of gradients that have been pushed; 0 for NULL.
+/// The number of gradients that have been pushed; 0 for NULL, and in a forked child.
 #[unsafe(no_mangle)]
 pub extern "C" fn hone_gradients_count(gradients: Option<&hone_gradients>) -> usize {
-    gradients.map_or(0, |g| g.lock().filled)
+    gradients.and_then(|g| g.lock().ok()).map_or(0, |state| state.filled)
 }
 
 /// Frees gradients. NULL is fine; a Fisher made of them keeps them.
@@ -125,14 +134,15 @@ pub extern "C" fn hone_gradients_free(gradients: Option<Box<hone_gradients>>) {
 }
 
 impl hone_gradients {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> Result<MutexGuard<'_, State>, hone_error> {
+        self.0.check("object")?;
         // A row that is not counted yet may be half written, and nothing else.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(self.1.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The gradients, once all of them are there.
     pub(crate) fn complete(&self) -> Result<Arc<GradientStore>, hone_error> {
-        let state = self.lock();
+        let state = self.lock()?;
         if state.filled < state.store.count() {
             let message =
                 format!("{} of {} gradients are there", state.filled, state.store.count());

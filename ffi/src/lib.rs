@@ -26,6 +26,7 @@ pub mod samples;
 
 pub mod job;
 
+mod process;
 pub mod prune;
 
 pub mod finetune;

@@ -2,16 +2,23 @@
 
 use std::ffi::c_char;
 use std::mem::MaybeUninit;
+use std::sync::Arc;
 
+use hone_core::ErrorKind;
 use hone_core::engine::Outcome;
-use hone_core::mam::train::{Regression, TrainOptions, TrainReport, Trained, train};
+use hone_core::mam::train::{
+    Energy, EnergyFigures, EnergyGraph, EnergyOptions, Figures, Ising, Objective, Regression,
+    TrainOptions, TrainReport, Trained, TrainedByEnergy, train, train_by_energy,
+};
 use hone_core::mam::{Contract, Rows, Size};
+use hone_core::onnx::Model;
 use serde_json::json;
 
 use crate::arguments::{given, optional_path, or, slice, threads_or_all};
 use crate::engine::hone_engine;
 use crate::error::{guard, hone_error};
 use crate::job::{hone_job, hone_observer, submit};
+use crate::model::hone_model;
 use crate::options::{self, Extensible};
 use crate::prune::choose;
 
@@ -24,6 +31,35 @@ pub enum hone_regression {
     /// From the difference of two neighbours, as published.
     OneStep = 1,
 }
+
+/// What training from an energy minimises.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum hone_energy_objective {
+    /// The balance of all parts of whole trajectories.
+    Balance = 0,
+    /// REINFORCE through θ, and the consistency of single steps, as published.
+    Reinforce = 1,
+}
+
+/// The Ising model on a torus, log f(x) = coupling·Σ_edges s_i·s_j + field·Σ_i s_i with s = 2x − 1.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct hone_ising {
+    /// sizeof(hone_ising)
+    pub size: usize,
+    /// Sites of a column.
+    pub rows: usize,
+    /// Sites of a row; site (r, c) is the (r·columns + c)th.
+    pub columns: usize,
+    /// K of each edge, up to 1000 in absolute value.
+    pub coupling: f64,
+    /// h of each site, likewise.
+    pub field: f64,
+}
+
+// SAFETY: plain data of C without padding that starts with its size.
+unsafe impl Extensible for hone_ising {}
 
 /// How to train a marginalization model. Zero means default.
 #[repr(C)]
@@ -46,7 +82,7 @@ pub struct hone_mam_train_options {
     pub shape_count: usize,
     /// η of Adam at its peak, from which it falls to 0 along a cosine; 0 means 0.001.
     pub learning_rate: f64,
-    /// Decoupled weight decay; 0 means 0.01, a negative number none.
+    /// Decoupled weight decay; 0 means 0.01, or none from an energy; a negative number none.
     pub weight_decay: f64,
     /// Gradients longer than this are scaled down to it; 0 means 1.
     pub clip_norm: f64,
@@ -80,6 +116,19 @@ pub struct hone_mam_train_options {
     pub reserved: u32,
     /// Who hears of the progress.
     pub observer: hone_observer,
+    /// To learn log f(x) of complete rows, up to log Z, instead of rows: of an Ising model. NULL
+    /// for none.
+    pub ising: *const hone_ising,
+    /// The same of a graph from x (int64 `[B, L]`, values from 0) to log f (float `[B]`), see
+    /// docs/mam-contract.md; `values` says how many values sites have unless its metadata does. It
+    /// may be freed at once. NULL for none.
+    pub energy: *const hone_model,
+    /// Steps of training from an energy; 0 means 4000.
+    pub energy_steps: u64,
+    /// A `hone_energy_objective`.
+    pub objective: u32,
+    /// Must be 0.
+    pub reserved2: u32,
 }
 
 // SAFETY: plain data of C without padding that starts with its size.
@@ -93,8 +142,11 @@ const HELD_OUT_EVERY: usize = 10;
 /// `hone_scorer_new`) and a report (schema "hone.mam.train/1"). `options` may be NULL. It runs on
 /// the processor, whatever the engine's device.
 ///
+/// With `ising` or `energy` there are no rows: `rows` is NULL, `count` and `length` are 0, and the
+/// report has the schema "hone.mam.energy/1".
+///
 /// Errors: INVALID_ARGUMENT for options and numbers of rows that cannot be; a row that does not fit
-/// is an error of the job, INVALID_DATA.
+/// is an error of the job, INVALID_DATA, and so is an energy that does not, INVALID_MODEL.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_mam_train(
@@ -110,6 +162,21 @@ pub unsafe extern "C" fn hone_mam_train(
         // SAFETY: the header asks for a struct of its size or NULL.
         let o = unsafe { options::read(options, "options") }?;
         options::check_reserved(o.reserved)?;
+        options::check_reserved(o.reserved2)?;
+        // SAFETY: the header says what the pointers in the struct are.
+        if let Some(source) = unsafe { source(&o) }? {
+            if !rows.is_null() || count != 0 || length != 0 {
+                let message = "an energy is learnt without rows: `rows` is NULL, and `count` and \
+                               `length` are 0";
+                return Err(hone_error::argument(message));
+            }
+            // SAFETY: as above.
+            return unsafe { train_from(source, engine, &o, out) };
+        }
+        if o.energy_steps != 0 || o.objective != 0 {
+            let message = "`energy_steps` and `objective` need `ising` or `energy`";
+            return Err(hone_error::argument(message));
+        }
         // SAFETY: the header asks for so many rows.
         let rows = unsafe { rows_of(rows, count, length, "rows") }?;
         // SAFETY: the header asks for so many numbers, or NULL.
@@ -123,7 +190,8 @@ pub unsafe extern "C" fn hone_mam_train(
             false => (rows, unsafe { rows_of(o.held_out, o.held_out_count, length, "held_out") }?),
         };
         let threads = if o.threads == 0 { engine.0.threads } else { threads_or_all(o.threads) };
-        let how = how(&o, threads)?;
+        let how = how(&o, threads, TrainOptions::default().weight_decay)?;
+        how.check()?;
         // SAFETY: the header asks for a string or NULL.
         let checkpoint = unsafe { optional_path(o.checkpoint, "checkpoint") }?;
         // SAFETY: the header asks for a string or NULL.
@@ -150,7 +218,107 @@ pub unsafe extern "C" fn hone_mam_train(
     })
 }
 
-fn how(o: &hone_mam_train_options, threads: usize) -> Result<TrainOptions, hone_error> {
+/// An energy before it is looked at.
+enum Source {
+    Ising(Ising),
+    Graph(Arc<Model>),
+}
+
+/// What is learnt instead of rows, if anything.
+///
+/// # Safety
+///
+/// The pointers in the struct must be what the header says.
+unsafe fn source(o: &hone_mam_train_options) -> Result<Option<Source>, hone_error> {
+    // SAFETY: the header asks for a live model or NULL.
+    match (o.ising.is_null(), unsafe { o.energy.as_ref() }) {
+        (true, None) => Ok(None),
+        (true, Some(model)) => Ok(Some(Source::Graph(model.model.clone()))),
+        (false, None) => {
+            // SAFETY: the header asks for a struct of its size.
+            let i = unsafe { options::read(o.ising, "ising") }?;
+            if o.values_count != 0 {
+                let message = "`values`: the sites of an Ising model have 2 values";
+                return Err(hone_error::argument(message));
+            }
+            let (rows, columns, coupling, field) = (i.rows, i.columns, i.coupling, i.field);
+            let text = format!("{rows}x{columns},coupling={coupling},field={field}");
+            let ising = text.parse().map_err(|e: hone_core::Error| e.context("`ising`"))?;
+            Ok(Some(Source::Ising(ising)))
+        }
+        (false, Some(_)) => Err(hone_error::argument("`ising` and `energy` are two energies")),
+    }
+}
+
+/// [`hone_mam_train`] from an energy.
+///
+/// # Safety
+///
+/// The pointers in the struct must be what the header says.
+unsafe fn train_from(
+    source: Source,
+    engine: &hone_engine,
+    o: &hone_mam_train_options,
+    out: &mut MaybeUninit<*mut hone_job>,
+) -> Result<(), hone_error> {
+    if !o.held_out.is_null() {
+        return Err(hone_error::argument("`held_out`: an energy is learnt without rows"));
+    }
+    // SAFETY: the header asks for so many numbers, or NULL.
+    let values = unsafe { slice(o.values, o.values_count, "values") }?.to_vec();
+    // SAFETY: the header asks for so many numbers, or NULL.
+    let shape = unsafe { slice(o.shape, o.shape_count, "shape") }?.to_vec();
+    let threads = if o.threads == 0 { engine.0.threads } else { threads_or_all(o.threads) };
+    let how = how(o, threads, 0.0)?;
+    let objectives = [Objective::Balance, Objective::Reinforce];
+    let learning = EnergyOptions {
+        objective: choose(o.objective, "hone_energy_objective", &objectives)?,
+        steps: or(o.energy_steps, 4000),
+    };
+    // SAFETY: the header asks for a string or NULL.
+    let checkpoint = unsafe { optional_path(o.checkpoint, "checkpoint") }?;
+    // SAFETY: the header asks for a string or NULL.
+    let output = unsafe { optional_path(o.output, "output") }?;
+    submit(&engine.0, o.observer, out, move |progress, cancel| {
+        let (name, energy) = match source {
+            Source::Ising(ising) => ("ising".into(), Energy::Ising(ising)),
+            Source::Graph(model) => {
+                let graph = EnergyGraph::from_model(&model, &values, cancel)?;
+                (model.name().to_string(), Energy::Graph(Box::new(graph)))
+            }
+        };
+        let mut contract = energy.contract();
+        if !shape.is_empty() {
+            if shape.iter().try_fold(1, |n: usize, &s| n.checked_mul(s)) != Some(contract.length) {
+                let message = format!("`shape` does not have {} sites", contract.length);
+                return Err(hone_core::Error::new(ErrorKind::Usage, message));
+            }
+            contract.shape = Some(shape);
+        }
+        contract.notes.insert("energy".into(), name);
+        let mut history: Vec<TrainReport> = Vec::new();
+        progress.begin("energy", learning.steps);
+        let mut report = |now: &TrainReport| {
+            progress.advance(now.step);
+            history.push(*now);
+        };
+        let checkpoint = checkpoint.as_deref();
+        let made =
+            train_by_energy(&energy, &contract, &learning, &how, checkpoint, &mut report, cancel)?;
+        let model = made.model()?;
+        if let Some(path) = output {
+            model.save(path)?;
+        }
+        let report = energy_document(&made, &history);
+        Ok(Outcome { report: format!("{report:#}\n"), model: Some(model.into()) })
+    })
+}
+
+fn how(
+    o: &hone_mam_train_options,
+    threads: usize,
+    usual_decay: f64,
+) -> Result<TrainOptions, hone_error> {
     let usual = TrainOptions::default();
     // A negative number says that there is to be none.
     let unless = |value: f64, usual: f64| if value < 0.0 { 0.0 } else { or(value, usual) };
@@ -159,23 +327,21 @@ fn how(o: &hone_mam_train_options, threads: usize) -> Result<TrainOptions, hone_
         layers: or(o.layers as usize, usual.size.layers),
     };
     let kinds = [Regression::Trajectory, Regression::OneStep];
-    let how = TrainOptions {
+    Ok(TrainOptions {
         size,
         conditional_steps: or(o.conditional_steps, usual.conditional_steps),
         marginal_steps: or(o.marginal_steps, usual.marginal_steps),
         batch: or(o.batch as usize, usual.batch),
         method: usual.method,
         learning_rate: or(o.learning_rate, usual.learning_rate),
-        weight_decay: unless(o.weight_decay, usual.weight_decay),
+        weight_decay: unless(o.weight_decay, usual_decay),
         clip_norm: or(o.clip_norm, usual.clip_norm),
         average: unless(o.average, usual.average),
         regression: choose(o.regression, "hone_regression", &kinds)?,
         seed: o.seed,
         threads,
         report_every: or(o.report_every, usual.report_every),
-    };
-    how.check()?;
-    Ok(how)
+    })
 }
 
 /// # Safety
@@ -194,6 +360,37 @@ unsafe fn rows_of(
     // SAFETY: as the caller vouches.
     let cells = unsafe { slice(rows, cells, what) }?;
     Ok(Rows::new(length, cells.to_vec())?)
+}
+
+fn energy_document(made: &TrainedByEnergy, history: &[TrainReport]) -> serde_json::Value {
+    let figures = |f: &EnergyFigures| {
+        json!({
+            "log_z": f.log_z,
+            "exact_log_z": f.exact,
+            "estimated_log_z": f.estimate,
+            "free_energy": f.free_energy,
+            "free_energy_error": f.error,
+            "kl": f.gap,
+            "effective_draws": f.effective,
+            "draws": f.draws,
+            "bits_per_site": f.bits,
+        })
+    };
+    let history = history.iter().map(|r| {
+        let figures = match &r.figures {
+            Figures::Energy(f) => figures(f),
+            Figures::Bits(_) | Figures::ThetaError(_) => serde_json::Value::Null,
+        };
+        json!({ "step": r.step, "loss": r.loss, "figures": figures, "seconds": r.seconds })
+    });
+    json!({
+        "schema": "hone.mam.energy/1",
+        "length": made.contract.length,
+        "vocab": made.contract.vocab,
+        "cardinalities": made.contract.cardinalities,
+        "figures": figures(&made.figures),
+        "history": history.collect::<Vec<_>>(),
+    })
 }
 
 fn document(

@@ -11,6 +11,7 @@ use hone_core::atomic_file::AtomicFile;
 use hone_core::engine::SignalsBlocked;
 use hone_core::mfac::optimizer::{Decay, Method, Schedule, Settings};
 use hone_core::mfac::{Optimizer, Sliding, Storage};
+use hone_core::train::Metric;
 
 use crate::arguments::{
     check_apart, check_len, give, given, optional_path, or, path, slice, slice_mut, threads_or_all,
@@ -18,6 +19,7 @@ use crate::arguments::{
 use crate::error::{guard, guard_or, hone_code, hone_error};
 use crate::gradients::storage;
 use crate::options::{self, Extensible};
+use crate::process::Process;
 use crate::prune::choose;
 
 /// The direction an optimizer takes. η is the learning rate, β the momentum, g the gradient.
@@ -60,6 +62,20 @@ pub enum hone_schedule {
     Stairs = 4,
 }
 
+/// What the damping λ of M-FAC is a multiple of.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum hone_metric {
+    /// The identity for a `hone_optimizer` and with an absolute damping; the diagonal for a
+    /// fine-tuning job otherwise.
+    Auto = 0,
+    /// The identity, as published.
+    Identity = 1,
+    /// P = √v̂, the root of the second moment of each weight's gradient, as in Adam: what the
+    /// window has not seen moves as with Adam.
+    Diagonal = 2,
+}
+
 /// How to optimize. Zero means default.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -70,7 +86,7 @@ pub struct hone_optimizer_options {
     pub learning_rate: f64,
     /// β, or β₁ of Adam: at least 0 and below 1; 0 means 0, and 0.9 for Adam.
     pub momentum: f64,
-    /// β₂ of Adam; 0 means 0.999.
+    /// β₂ of Adam and of the metric HONE_METRIC_DIAGONAL; 0 means 0.999.
     pub beta2: f64,
     /// ε of Adam; 0 means 1e-8.
     pub epsilon: f64,
@@ -103,13 +119,18 @@ pub struct hone_optimizer_options {
     pub schedule: u32,
     /// Threads; 0 means one per core. Results do not depend on it.
     pub threads: u32,
+    /// A `hone_metric`: what λ of M-FAC is a multiple of.
+    pub metric: u32,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 // SAFETY: plain data of C without padding that starts with its size.
 unsafe impl Extensible for hone_optimizer_options {}
 
-/// An optimizer with its state. Steps from several threads take turns.
+/// An optimizer with its state, for the process it is made in. Steps from several threads take turns.
 pub struct hone_optimizer {
+    process: Process,
     plan: Plan,
     dimension: usize,
     optimizer: Mutex<Optimizer>,
@@ -128,6 +149,7 @@ enum PlannedMethod {
         window: usize,
         damping: f64,
         relative: Option<f64>,
+        diagonal: Option<f64>,
         storage: Storage,
         folder: Option<PathBuf>,
         momentum: f64,
@@ -145,13 +167,21 @@ enum PlannedMethod {
 impl Plan {
     fn start(&self, dimension: usize) -> Result<Optimizer, hone_error> {
         let method = match &self.method {
-            PlannedMethod::Mfac { window, damping, relative, storage, folder, momentum } => {
+            PlannedMethod::Mfac {
+                window,
+                damping,
+                relative,
+                diagonal,
+                storage,
+                folder,
+                momentum,
+            } => {
                 let folder = folder.as_deref();
                 Method::Mfac {
                     window: Sliding::new(*window, dimension, *damping, *storage, folder)?,
                     momentum: *momentum,
                     relative_damping: *relative,
-                    diagonal: None,
+                    diagonal: *diagonal,
                 }
             }
             &PlannedMethod::Sgd { momentum } => Method::Sgd { momentum },
@@ -183,7 +213,7 @@ pub unsafe extern "C" fn hone_optimizer_new(
         // SAFETY: the header says what the pointers in the struct are.
         let plan = unsafe { plan(&o, dimension) }?;
         let optimizer = Mutex::new(plan.start(dimension)?);
-        give(out, hone_optimizer { plan, dimension, optimizer });
+        give(out, hone_optimizer { process: Process::here(), plan, dimension, optimizer });
         Ok(())
     })
 }
@@ -200,11 +230,17 @@ unsafe fn plan(o: &hone_optimizer_options, dimension: usize) -> Result<Plan, hon
     if schedule != Schedule::Constant && steps == 0 {
         return Err(hone_error::argument("the schedule needs `schedule_steps`"));
     }
+    options::check_reserved(o.reserved)?;
+    let metric = metric(o.metric, Metric::Identity)?;
+    if o.metric != 0 && o.method != 0 {
+        return Err(hone_error::argument("`metric` is of M-FAC only"));
+    }
     let method = match o.method {
         0 => PlannedMethod::Mfac {
             window: or(o.window, 1024) as usize,
             damping: or(o.damping, 1e-5),
             relative: Some(o.damping_relative).filter(|&r| r != 0.0),
+            diagonal: (metric == Metric::Diagonal).then(|| or(o.beta2, 0.999)),
             storage: storage(o.storage)?,
             folder,
             momentum: o.momentum,
@@ -256,6 +292,11 @@ pub(crate) fn schedule(
     Ok(schedule)
 }
 
+/// The meaning of a `hone_metric`.
+pub(crate) fn metric(number: u32, usual: Metric) -> Result<Metric, hone_error> {
+    choose(number, "hone_metric", &[usual, Metric::Identity, Metric::Diagonal])
+}
+
 /// The meaning of a `hone_decay`.
 pub(crate) fn decay(number: u32, usual: Decay) -> Result<Decay, hone_error> {
     choose(number, "hone_decay", &[usual, Decay::Coupled, Decay::Decoupled])
@@ -265,7 +306,8 @@ pub(crate) fn decay(number: u32, usual: Decay) -> Result<Decay, hone_error> {
 /// one thread it allocates nothing once the window is full; further threads are started and joined
 /// by each step, which is worth it from some 10,000 weights on.
 ///
-/// Errors: NUMERICS for a gradient that is not finite; nothing has changed then.
+/// Errors: NUMERICS for a gradient that is not finite; UNAVAILABLE, as from all functions of an
+/// optimizer, in a forked child of the process it was made in. Nothing has changed then.
 #[unsafe(no_mangle)]
 #[must_use]
 pub unsafe extern "C" fn hone_optimizer_step(
@@ -289,7 +331,7 @@ pub unsafe extern "C" fn hone_optimizer_step(
     })
 }
 
-/// The number of steps taken; 0 for NULL.
+/// The number of steps taken; 0 for NULL, and in a forked child.
 #[unsafe(no_mangle)]
 pub extern "C" fn hone_optimizer_steps(optimizer: Option<&hone_optimizer>) -> u64 {
     guard_or(0, || optimizer.and_then(|o| o.lock().ok()).map_or(0, |o| o.steps()))
@@ -365,6 +407,7 @@ pub extern "C" fn hone_optimizer_free(optimizer: Option<Box<hone_optimizer>>) {
 
 impl hone_optimizer {
     fn lock(&self) -> Result<MutexGuard<'_, Optimizer>, hone_error> {
+        self.process.check("optimizer")?;
         self.optimizer.lock().map_err(|_| {
             let message = "a bug in hone broke off a step, so the state is not whole";
             hone_error::new(hone_code::Internal, message)

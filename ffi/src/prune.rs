@@ -5,9 +5,13 @@ use std::mem::MaybeUninit;
 
 use hone_core::engine::Outcome;
 use hone_core::gradient::seed::Fisher;
+use hone_core::mfac::optimizer::{Decay, Schedule, Settings};
 use hone_core::onnx::Model;
 use hone_core::prune::report::Files;
-use hone_core::prune::{Damping, Method, Options, Pattern, Run, Scope, Selection, Update};
+use hone_core::prune::{
+    Damping, Gradual, Method, Options, Pattern, Ramp, Run, Scope, Selection, Update,
+};
+use hone_core::train::{Distillation, Kind, Length, Loss, Trained, TuneOptions};
 
 use crate::arguments::{given, optional_path, optional_text, or, texts, threads_or_all};
 use crate::engine::Home;
@@ -77,6 +81,27 @@ pub enum hone_choice {
     Off = 2,
 }
 
+/// Whether the model is trained while it is pruned.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum hone_prune_schedule {
+    /// Not at all.
+    OneShot = 0,
+    /// In steps, with fine-tuning on the calibration samples after each: by their labels, by the
+    /// outputs of the dense model, or by both.
+    Gradual = 1,
+}
+
+/// How sparsity rises from step to step of a gradual run.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum hone_ramp {
+    /// Geometric in the density.
+    Geometric = 0,
+    /// First fast, then slow.
+    Cubic = 1,
+}
+
 /// As `block`: one Fisher block for each whole layer.
 pub const HONE_BLOCK_LAYER: u32 = u32::MAX;
 
@@ -127,7 +152,8 @@ pub struct hone_prune_options {
     pub selection_stages: u32,
     /// Weights per Fisher block; 0 means 128. HONE_BLOCK_LAYER means whole layers.
     pub block: u32,
-    /// How often gradients are taken anew on the way to the sparsity; 0 means 8.
+    /// How often gradients are taken anew on the way to the sparsity, or in each step of a gradual
+    /// run; 0 means 8, or 2 in each step.
     pub stages: u32,
     /// Gradients of each stage (m); 0 means 512.
     pub gradients: u32,
@@ -139,6 +165,33 @@ pub struct hone_prune_options {
     pub reserved: u32,
     /// Who hears of the progress.
     pub observer: hone_observer,
+    /// Gradual: how often each sample is seen after each step; 0 means 3.
+    pub tune_epochs: f64,
+    /// Gradual: training steps after each pruning step; 0 means what the epochs come to.
+    pub tune_steps: u64,
+    /// Gradual: η at its peak, from which it falls to 0 along a cosine after each step; 0 means
+    /// 0.004 for M-FAC and 0.001 for Adam and SGD.
+    pub learning_rate: f64,
+    /// Gradual: the share of the dense model's outputs in the loss, at most 1; 0 means a half, and
+    /// all where the samples have no labels; a negative number none.
+    pub distill_weight: f64,
+    /// Gradual: keeps the state of the run here, also when it is cancelled, and goes on from it if
+    /// it is there, to the same bits; removed at the end. NULL for none.
+    pub checkpoint: *const c_char,
+    /// Gradual: training steps between two checkpoints; 0 means 200.
+    pub checkpoint_every: u64,
+    /// A `hone_prune_schedule`. Fields that say "Gradual" must be 0 unless it is that.
+    pub schedule: u32,
+    /// Gradual: pruning steps, up to 1000; 0 means 4.
+    pub steps: u32,
+    /// Gradual: a `hone_ramp`.
+    pub ramp: u32,
+    /// Gradual: samples per training step; 0 means 64.
+    pub batch: u32,
+    /// Gradual: a `hone_optimizer_method`, with the settings that a fine-tuning job has by default.
+    pub optimizer: u32,
+    /// Gradual: a `hone_loss`.
+    pub loss: u32,
 }
 
 // SAFETY: plain data of C without padding that starts with its size.
@@ -167,6 +220,8 @@ pub unsafe extern "C" fn hone_prune(
         let output = unsafe { optional_path(o.output, "output") }?;
         // SAFETY: the header says what the pointers in the struct are.
         let options = unsafe { plan(&o, &model.home) }?;
+        // SAFETY: as above.
+        let gradual = unsafe { gradual(&o, &options) }?;
         let graph = model.graph()?;
         let (source, files) = (
             model.model.clone(),
@@ -184,13 +239,16 @@ pub unsafe extern "C" fn hone_prune(
                 calibration: &calibration,
                 evaluation: evaluation.as_deref(),
                 options: &options,
-                gradual: None,
+                gradual: gradual.as_ref(),
                 files,
             };
             let (source, graph) = (Model::clone(&source), graph.as_ref().clone());
             let (pruned, report) = run.run(source, graph, progress, cancel)?;
             if let Some(path) = output {
                 pruned.save(path)?;
+            }
+            if let Some(gradual) = &gradual {
+                gradual.end();
             }
             Ok(Outcome { report: report.to_json(), model: Some(pruned.into()) })
         })
@@ -245,7 +303,7 @@ unsafe fn plan(o: &hone_prune_options, home: &Home) -> Result<Options, hone_erro
             n => n as usize,
         },
         damping: damping(o.damping, o.damping_absolute)?,
-        stages: or(o.stages, 8) as usize,
+        stages: or(o.stages, if o.schedule == 0 { 8 } else { 2 }) as usize,
         gradients: or(o.gradients, 512) as usize,
         fisher_batch: or(o.fisher_batch, 1) as usize,
         fisher: choose(o.fisher, "hone_seed", &seeds)?,
@@ -262,6 +320,84 @@ unsafe fn plan(o: &hone_prune_options, home: &Home) -> Result<Options, hone_erro
             n => usize::try_from(n).unwrap_or(usize::MAX),
         },
     })
+}
+
+/// The steps of a gradual run.
+///
+/// # Safety
+///
+/// The pointers in the struct must be what the header says.
+unsafe fn gradual(
+    o: &hone_prune_options,
+    options: &Options,
+) -> Result<Option<Gradual>, hone_error> {
+    if !choose(o.schedule, "hone_prune_schedule", &[false, true])? {
+        let set = [
+            ("tune_epochs", o.tune_epochs != 0.0),
+            ("tune_steps", o.tune_steps != 0),
+            ("learning_rate", o.learning_rate != 0.0),
+            ("distill_weight", o.distill_weight != 0.0),
+            ("checkpoint", !o.checkpoint.is_null()),
+            ("checkpoint_every", o.checkpoint_every != 0),
+            ("steps", o.steps != 0),
+            ("ramp", o.ramp != 0),
+            ("batch", o.batch != 0),
+            ("optimizer", o.optimizer != 0),
+            ("loss", o.loss != 0),
+        ];
+        return match set.iter().find(|(_, set)| *set) {
+            Some((name, _)) => Err(hone_error::argument(format!(
+                "`{name}` belongs to a gradual run: set `schedule` to HONE_PRUNE_SCHEDULE_GRADUAL"
+            ))),
+            None => Ok(None),
+        };
+    }
+    if options.outputs.len() > 1 {
+        return Err(hone_error::argument("a gradual run trains one output; `outputs` names more"));
+    }
+    if o.steps > 1000 {
+        return Err(hone_error::argument(format!("`steps` is {}, more than 1000", o.steps)));
+    }
+    let epochs = or(o.tune_epochs, 3.0);
+    if !(epochs > 0.0 && epochs.is_finite()) {
+        return Err(hone_error::argument(format!("`tune_epochs` is {epochs}, no positive number")));
+    }
+    let kinds = [Kind::MFAC, Kind::Sgd, Kind::Adam];
+    let kind = choose(o.optimizer, "hone_optimizer_method", &kinds)?;
+    let losses = [None, Some(Loss::CrossEntropy), Some(Loss::SquaredError)];
+    let share = Some(o.distill_weight.max(0.0)).filter(|_| o.distill_weight != 0.0);
+    let tuning = TuneOptions {
+        kind,
+        momentum: 0.9,
+        settings: Settings {
+            learning_rate: or(o.learning_rate, kind.usual_learning_rate()),
+            schedule: Schedule::Cosine { steps: 0 },
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            decay: Decay::Decoupled,
+        },
+        batch: or(o.batch, 64) as usize,
+        steps: 0,
+        clip_norm: None,
+        average: None,
+        loss: choose(o.loss, "hone_loss", &losses)?,
+        distillation: share.map(|weight| Distillation { weight, ..Gradual::HALF }),
+        output: options.outputs.first().cloned(),
+        trained: Trained::All,
+        keep_zeros: true,
+        seed: options.seed,
+        threads: options.threads,
+    };
+    tuning.check()?;
+    Ok(Some(Gradual {
+        steps: or(o.steps, 4) as usize,
+        ramp: choose(o.ramp, "hone_ramp", &[Ramp::Geometric, Ramp::Cubic])?,
+        length: if o.tune_steps > 0 { Length::Steps(o.tune_steps) } else { Length::Epochs(epochs) },
+        tuning,
+        // SAFETY: the header asks for a string or NULL.
+        checkpoint: unsafe { optional_path(o.checkpoint, "checkpoint") }?,
+        checkpoint_every: or(o.checkpoint_every, 200),
+    }))
 }
 
 /// λ from a fraction (0 means 0.01) and an absolute value (0 means the fraction).

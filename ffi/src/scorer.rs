@@ -160,7 +160,7 @@ pub unsafe extern "C" fn hone_scorer_new(
         let models = [Some(model), other].into_iter().flatten();
         let models: Vec<Model> = models.map(|m| Model::clone(&m.model)).collect();
         let _blocked = SignalsBlocked::new();
-        let mam = Mam::from_models(&models, load, &Cancel::new())?;
+        let mam = Mam::from_models(&models, load, &Cancel::never())?;
         give(out, hone_scorer { home, mam: Arc::new(mam) });
         Ok(())
     })
@@ -225,9 +225,13 @@ pub unsafe extern "C" fn hone_scorer_score(
         let scorer = scorer_here(scorer)?;
         // SAFETY: the header asks for a struct of its size or NULL.
         let o = unsafe { options::read(options, "options") }?;
+        let method = scorer.method(o.half)?;
+        if method == Method::Theta {
+            // SAFETY: the header asks for so many rows, and room for as many numbers.
+            return unsafe { score_by_theta(scorer, rows, count, o.known, out) };
+        }
         // SAFETY: the header asks for so many rows, and room for as many numbers.
         let (rows, out) = unsafe { rows_and_out(scorer, rows, count, o.known, out) }?;
-        let method = scorer.method(o.half)?;
         let how = ScoreOptions {
             method,
             orders: scorer.orders(&o),
@@ -236,11 +240,8 @@ pub unsafe extern "C" fn hone_scorer_score(
             surprise: false,
         };
         let _blocked = SignalsBlocked::new();
-        let scores = scorer.mam.score(&rows, &how, &Cancel::new())?;
-        let log_p = |s: hone_core::mam::Score| match method {
-            Method::Theta => s.theta,
-            _ => s.phi.map(|chain| chain.log_p),
-        };
+        let scores = scorer.mam.score(&rows, &how, &Cancel::never())?;
+        let log_p = |s: hone_core::mam::Score| s.phi.map(|chain| chain.log_p);
         fill(scores.into_iter().map(|s| s.map(|s| log_p(s).unwrap_or(f64::NAN))), out)
     })
 }
@@ -269,7 +270,7 @@ pub unsafe extern "C" fn hone_scorer_condition(
         let method = scorer.method(o.half)?;
         let orders = scorer.orders(&o);
         let _blocked = SignalsBlocked::new();
-        let found = scorer.mam.log_conditional(&rows, &given, &orders, &Cancel::new())?;
+        let found = scorer.mam.log_conditional(&rows, &given, &orders, &Cancel::never())?;
         let log_p = |c: hone_core::mam::Conditional| match method {
             Method::Theta => c.ratio,
             _ => c.chain.map(|chain| chain.log_p),
@@ -317,7 +318,7 @@ pub unsafe extern "C" fn hone_scorer_distributions(
             other => return Err(hone_error::argument(format!("{other} is no hone_half"))),
         };
         let _blocked = SignalsBlocked::new();
-        let found = scorer.mam.distributions(&rows, source, &Cancel::new())?;
+        let found = scorer.mam.distributions(&rows, source, &Cancel::never())?;
         if let [Err(_)] = found.as_slice() {
             return Err(found.into_iter().find_map(Result::err).expect("it is one").into());
         }
@@ -453,7 +454,7 @@ unsafe fn draw(
     };
     let _blocked = SignalsBlocked::new();
     let (sweeps, block) = (o.sweeps as usize, or(o.block, 1) as usize);
-    let drawn = scorer.mam.impute(&evidence, &how, sweeps, block, &Cancel::new())?;
+    let drawn = scorer.mam.impute(&evidence, &how, sweeps, block, &Cancel::never())?;
     if count == draws && drawn.iter().all(Result::is_err) {
         if let Some(error) = drawn.into_iter().find_map(Result::err) {
             return Err(error.into());
@@ -553,6 +554,12 @@ fn scorer_here(scorer: Option<&hone_scorer>) -> Result<&hone_scorer, hone_error>
     Ok(scorer)
 }
 
+/// How many cells so many rows have.
+fn cells_in(scorer: &hone_scorer, count: usize) -> Result<usize, hone_error> {
+    let cells = count.checked_mul(scorer.mam.contract().length);
+    cells.ok_or_else(|| hone_error::argument(format!("{count} rows are too many")))
+}
+
 /// # Safety
 ///
 /// `rows` must point to `count` rows, and `known`, if not null, to a byte for each of their cells.
@@ -562,9 +569,7 @@ unsafe fn rows_of(
     count: usize,
     known: *const u8,
 ) -> Result<Rows, hone_error> {
-    let length = scorer.mam.contract().length;
-    let cells = count.checked_mul(length);
-    let cells = cells.ok_or_else(|| hone_error::argument(format!("{count} rows are too many")))?;
+    let (length, cells) = (scorer.mam.contract().length, cells_in(scorer, count)?);
     // SAFETY: as the caller vouches.
     let cells = unsafe { slice(rows, cells, "rows") }?;
     let mut cells = cells.to_vec();
@@ -591,6 +596,43 @@ unsafe fn rows_and_out<'a>(
     let rows = unsafe { rows_of(scorer, rows, count, known) }?;
     // SAFETY: as the caller vouches; the rows are a copy, so nothing overlaps.
     Ok((rows, unsafe { slice_mut(out, count, "out") }?))
+}
+
+/// [`hone_scorer_score`] by θ, in memory that is kept from call to call.
+///
+/// # Safety
+///
+/// As [`rows_and_out`].
+unsafe fn score_by_theta(
+    scorer: &hone_scorer,
+    rows: *const i64,
+    count: usize,
+    known: *const u8,
+    out: *mut f64,
+) -> Result<(), hone_error> {
+    let cells = cells_in(scorer, count)?;
+    check_apart(rows, cells, out, count, "`rows` and `out`")?;
+    check_apart(known, if known.is_null() { 0 } else { cells }, out, count, "`known` and `out`")?;
+    // SAFETY: as the caller vouches.
+    let rows = unsafe { slice(rows, cells, "rows") }?;
+    let known = match known.is_null() {
+        true => None,
+        // SAFETY: as the caller vouches.
+        false => Some(unsafe { slice(known, cells, "known") }?),
+    };
+    // SAFETY: as the caller vouches; neither the rows nor the mask overlap it.
+    let out = unsafe { slice_mut(out, count, "out") }?;
+    let _blocked = SignalsBlocked::new();
+    let (mut next, mut alone) = (out.iter_mut(), None);
+    scorer.mam.each_log_marginal(rows, known, &Cancel::never(), |answer| {
+        let out = next.next().expect("an answer for each row");
+        match answer {
+            Ok(value) => *out = value,
+            Err(e) if count == 1 => alone = Some(e),
+            Err(_) => *out = f64::NAN,
+        }
+    })?;
+    alone.map_or(Ok(()), |e| Err(e.into()))
 }
 
 /// Answers to `out`, NaN for those that are errors; the error of the call if there is one alone.

@@ -132,7 +132,7 @@ impl<'a> Walk<'a> {
                 let kind = kind(node);
                 Err(error!(
                     Unsupported,
-                    "there is no gradient rule for {kind}; leave them alone (--skip)"
+                    "there is no gradient rule for {kind}; skip the tensors before them"
                 ))
             }
             Derivative::Rule(rule) => {

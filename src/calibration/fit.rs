@@ -200,8 +200,8 @@ fn to_float(
     if !source.is_float() && source != ElementType::Bool && !scaling.is_given() {
         bail!(
             Data,
-            "{source} values for the {target} input {:?} need a scale: give --scale 1/255 to map \
-             0..255 to 0..1, --scale 1 to take the numbers as they are, and --mean and --std if \
+            "{source} values for the {target} input {:?} need a scale: give scale 1/255 to map \
+             0..255 to 0..1, scale 1 to take the numbers as they are, and mean and std if \
              the model was trained with them",
             input.name
         );
@@ -364,6 +364,6 @@ mod tests {
         assert!(error(F16, Data::F32(vec![1e6, 0.0])).contains("does not fit float16"));
         assert!(error(F32, Data::F32(vec![0.0, f32::NAN])).contains("row 1"));
         assert!(error(F32, Data::F64(vec![f64::INFINITY, 0.0])).contains("row 0"));
-        assert!(error(F32, Data::U8(vec![0, 1])).contains("--scale 1/255"));
+        assert!(error(F32, Data::U8(vec![0, 1])).contains("scale 1/255"));
     }
 }

@@ -135,7 +135,7 @@ impl Seeding {
         if matches!(fisher, Fisher::Labels | Fisher::Sampled | Fisher::Mse) && places.len() > 1 {
             bail!(
                 Usage,
-                "--fisher {fisher} needs one output, but the model has {}: name one by --outputs",
+                "the Fisher of {fisher} needs one output, but the model has {}: name one",
                 places.iter().map(|p| format!("{:?}", p.value)).collect::<Vec<_>>().join(", ")
             );
         }
@@ -169,8 +169,8 @@ impl Seeding {
             }
             (Fisher::Labels, _) => bail!(
                 Data,
-                "--fisher labels needs integer `labels` in the calibration data; --fisher outputs \
-                 (the default) needs none"
+                "the Fisher of labels needs integer `labels` in the calibration data; that of \
+                 outputs (the default) needs none"
             ),
             (Fisher::Mse, Some(Labels::Targets(targets))) => {
                 let (have, want) = (&targets.shape()[1..], &place.shape[1..]);
@@ -180,7 +180,7 @@ impl Seeding {
                 Ok(())
             }
             (Fisher::Mse, _) => {
-                bail!(Data, "--fisher mse needs float `targets` in the calibration data")
+                bail!(Data, "the Fisher of mse needs float `targets` in the calibration data")
             }
             _ => Ok(()),
         }

@@ -209,7 +209,8 @@ impl Mam {
                 row.extend(order);
                 waiting.push((rows.insert(&row), chain.steps));
             }
-            let terms = ordered.run(&rows, cancel, |_, terms, all| all.push(terms.to_vec()))?;
+            let mut terms: Vec<Vec<f32>> = Vec::with_capacity(rows.len());
+            ordered.run(&rows, cancel, &mut terms, |_, terms, all| all.push(terms.to_vec()))?;
             sums.extend(waiting.into_iter().map(|(id, steps)| {
                 let term = |&(site, _): &(u32, i32)| f64::from(terms[id as usize][site as usize]);
                 let bad = |step: &&(u32, i32)| term(step).is_nan() || term(step) == f64::INFINITY;

@@ -10,12 +10,12 @@ use std::sync::{Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::cancel::Cancel;
-use crate::error::{Context, Result, bail};
+use crate::error::{Context, ErrorKind, Result, bail};
 use crate::mam::contract::{Contract, INPUT, KNOWN, Kind, LOGITS, ORDER, SITE_LOG_P};
 use crate::mam::rows::Distinct;
 use crate::onnx::graph::{Names, outer_names};
 use crate::onnx::{Graph, Node, Value};
-use crate::runtime::{Device, Program, Session, SessionOptions};
+use crate::runtime::{Device, Numbers, Prepared, Program, Session, SessionOptions};
 use crate::tensor::{Data, ElementType, Tensor};
 
 /// The element code of float32 in ONNX, as `Cast` takes it.
@@ -87,11 +87,11 @@ struct Sessions {
     made: usize,
 }
 
-/// A session and the memory of its inputs.
+/// A session and the memory of its inputs and its output.
 #[derive(Debug)]
 struct Worker {
     session: Session,
-    inputs: Vec<(&'static str, Data)>,
+    prepared: Prepared,
 }
 
 impl Half {
@@ -128,7 +128,11 @@ impl Half {
 
     /// Numbers per row of the output.
     fn row_len(&self) -> usize {
-        self.contract.row_shape(self.output).iter().product()
+        match self.output {
+            LOGITS => self.contract.length * self.contract.vocab,
+            SITE_LOG_P => self.contract.length,
+            _ => 1,
+        }
     }
 
     /// The most rows in one run.
@@ -138,34 +142,34 @@ impl Half {
     }
 
     /// Runs all rows; `each(number, output row, answers)` adds a row's answers to those of the rows
-    /// before it.
+    /// before it. On one thread, and with room in `answers`, it allocates nothing here.
     pub fn run<T: Send>(
         &self,
         rows: &Distinct,
         cancel: &Cancel,
+        answers: &mut Vec<T>,
         each: impl Fn(usize, &[f32], &mut Vec<T>) + Sync,
-    ) -> Result<Vec<T>> {
+    ) -> Result<()> {
         let batch = self.batch(rows.len());
-        let starts: Vec<usize> = (0..rows.len()).step_by(batch).collect();
+        let starts = (0..rows.len()).step_by(batch);
         let run = |worker: &mut Worker, start: usize, answers: &mut Vec<T>| {
             let range = start..(start + batch).min(rows.len());
             self.run_batch(worker, rows, range, cancel, |id, row| each(id, row, answers))
         };
         let threads = self.options.threads.min(starts.len());
         if threads <= 1 {
-            let mut answers = Vec::with_capacity(rows.len());
             let mut worker = self.take()?;
-            let done = starts.iter().try_for_each(|&s| run(&mut worker, s, &mut answers));
+            let done = starts.into_iter().try_for_each(|s| run(&mut worker, s, answers));
             self.give_back(worker);
-            return done.map(|()| answers);
+            return done;
         }
-        let parts: Vec<Mutex<Vec<T>>> = starts.iter().map(|_| Mutex::default()).collect();
+        let parts: Vec<Mutex<Vec<T>>> = starts.map(|_| Mutex::default()).collect();
         let next = AtomicUsize::new(0);
         let work = || -> Result<()> {
             let mut worker = self.take()?;
             let mut items = std::iter::from_fn(|| {
                 let item = next.fetch_add(1, Ordering::Relaxed);
-                starts.get(item).map(|&start| (start, &parts[item]))
+                parts.get(item).map(|part| (item * batch, part))
             });
             let done = items.try_for_each(|(start, part)| {
                 run(&mut worker, start, &mut part.lock().expect("no holder panics"))
@@ -181,7 +185,8 @@ impl Half {
             workers.into_iter().map(join).collect::<Vec<_>>().into_iter().collect::<Result<()>>()
         })?;
         let part = |p: Mutex<Vec<T>>| p.into_inner().expect("no holder panics");
-        Ok(parts.into_iter().flat_map(part).collect())
+        answers.extend(parts.into_iter().flat_map(part));
+        Ok(())
     }
 
     /// Rows per run when there are `rows` of them: spread over the threads if that saves more than
@@ -208,66 +213,82 @@ impl Half {
         let padded = if self.effect == BatchEffect::Alone { count.max(2) } else { count };
         let last = range.end - 1;
         let numbers = range.clone().chain(std::iter::repeat_n(last, padded - count));
-        let inputs = self.inputs(worker, padded, rows, numbers);
-        let outputs = worker.session.run(inputs.iter().map(|(n, t)| (*n, t)), cancel);
-        worker.inputs.extend(inputs.into_iter().map(|(name, tensor)| (name, tensor.into_data())));
-        let outputs = outputs?;
-        let (shape, values) = outputs.f32(self.output)?;
-        let row_shape = self.contract.row_shape(self.output);
-        if shape.first() != Some(&padded) || shape[1..] != row_shape {
-            bail!(
-                Model,
-                "output {:?} has the shape {shape:?}, not [{padded}, {row_shape:?}], for {padded} \
-                 rows",
-                self.output
-            );
-        }
+        self.fill(&mut worker.prepared, rows, numbers);
         let row_len = self.row_len();
-        for (i, id) in range.enumerate() {
-            each(id, &values[i * row_len..][..row_len]);
+        let done = worker.session.run_prepared(&mut worker.prepared, padded, cancel);
+        let found = match done {
+            Ok(()) => None,
+            Err(e) if e.kind() == ErrorKind::Cancelled => return Err(e),
+            Err(_) => Some(self.run_freely(worker, padded, cancel)?),
+        };
+        let values = found.as_deref().unwrap_or(worker.prepared.output());
+        for (id, row) in range.zip(values.chunks_exact(row_len.max(1))) {
+            each(id, row);
         }
         Ok(())
     }
 
-    /// The inputs of a run, in the memory of the run before.
-    fn inputs(
+    /// The inputs of a run.
+    fn fill(
         &self,
-        worker: &mut Worker,
-        count: usize,
+        prepared: &mut Prepared,
         rows: &Distinct,
         numbers: impl Iterator<Item = usize> + Clone,
-    ) -> Vec<(&'static str, Tensor)> {
+    ) {
         let (c, length) = (&self.contract, self.contract.length);
-        let filled = |(name, mut data): (&'static str, Data)| {
-            match (name, &mut data) {
-                (INPUT, Data::I64(x)) => {
-                    x.clear();
-                    for id in numbers.clone() {
-                        let encode = |&v: &i32| match v {
-                            0.. => i64::from(v) + c.value_offset,
-                            _ => c.mask_id,
-                        };
-                        x.extend(rows.row(id)[..length].iter().map(encode));
-                    }
-                }
-                (KNOWN, Data::Bool(known)) => {
-                    known.clear();
-                    for id in numbers.clone() {
-                        known.extend(rows.row(id)[..length].iter().map(|&v| v >= 0));
-                    }
-                }
-                (_, Data::I64(order)) => {
-                    order.clear();
-                    for id in numbers.clone() {
-                        order.extend(rows.row(id)[length..].iter().map(|&s| i64::from(s)));
-                    }
-                }
-                _ => unreachable!("inputs are made in `take`"),
-            }
-            let tensor = Tensor::new([count, length], data).expect("as many as the shape says");
-            (name, tensor)
+        let encode = |&v: &i32| match v {
+            0.. => i64::from(v) + c.value_offset,
+            _ => c.mask_id,
         };
-        worker.inputs.drain(..).map(filled).collect()
+        for (x, id) in prepared.i64s(0).chunks_exact_mut(length).zip(numbers.clone()) {
+            x.iter_mut().zip(rows.row(id)).for_each(|(x, v)| *x = encode(v));
+        }
+        if self.takes_known {
+            for (known, id) in prepared.bools(1).chunks_exact_mut(length).zip(numbers.clone()) {
+                known.iter_mut().zip(rows.row(id)).for_each(|(known, &v)| *known = v >= 0);
+            }
+        }
+        if c.kind == Kind::Ordered {
+            let order = prepared.i64s(1 + usize::from(self.takes_known));
+            for (order, id) in order.chunks_exact_mut(length).zip(numbers) {
+                let sites = &rows.row(id)[length..];
+                order.iter_mut().zip(sites).for_each(|(o, &s)| *o = i64::from(s));
+            }
+        }
+    }
+
+    /// The inputs a net takes, in the order they are prepared in.
+    fn ports(&self) -> impl Iterator<Item = (&'static str, Numbers)> {
+        let known = self.takes_known.then_some((KNOWN, Numbers::Bool));
+        let order = (self.contract.kind == Kind::Ordered).then_some((ORDER, Numbers::I64));
+        [Some((INPUT, Numbers::I64)), known, order].into_iter().flatten()
+    }
+
+    /// The run that has failed once more, with a net that is free to return what it wants: says
+    /// what is wrong with it.
+    fn run_freely(&self, worker: &mut Worker, count: usize, cancel: &Cancel) -> Result<Vec<f32>> {
+        let length = self.contract.length;
+        let Worker { session, prepared } = worker;
+        let input = |(port, (name, numbers)): (usize, (&'static str, Numbers))| {
+            let data = match numbers {
+                Numbers::I64 => Data::I64(prepared.i64s(port)[..count * length].to_vec()),
+                Numbers::Bool => Data::Bool(prepared.bools(port)[..count * length].to_vec()),
+            };
+            Ok((name, Tensor::new([count, length], data)?))
+        };
+        let inputs: Vec<_> = self.ports().enumerate().map(input).collect::<Result<_>>()?;
+        let outputs = session.run(inputs.iter().map(|(n, t)| (*n, t)), cancel)?;
+        let (shape, values) = outputs.f32(self.output)?;
+        let row_shape = self.contract.row_shape(self.output);
+        if shape.first() != Some(&count) || shape[1..] != row_shape {
+            bail!(
+                Model,
+                "output {:?} has the shape {shape:?}, not [{count}, {row_shape:?}], for {count} \
+                 rows",
+                self.output
+            );
+        }
+        Ok(values.to_vec())
     }
 
     /// A session for the caller alone; waits while as many are taken as the processor can run.
@@ -293,14 +314,12 @@ impl Half {
     fn worker(&self) -> Result<Worker> {
         let options = SessionOptions { device: self.options.device, threads: 1, optimize: true };
         let session = Session::new(&self.model, &options)?;
-        let mut inputs = vec![(INPUT, Data::I64(Vec::new()))];
-        if self.takes_known {
-            inputs.push((KNOWN, Data::Bool(Vec::new())));
-        }
-        if self.contract.kind == Kind::Ordered {
-            inputs.push((ORDER, Data::I64(Vec::new())));
-        }
-        Ok(Worker { session, inputs })
+        let row = [self.contract.length];
+        let inputs: Vec<_> =
+            self.ports().map(|(name, numbers)| (name, numbers, &row[..])).collect();
+        let output = (self.output, &self.contract.row_shape(self.output)[..]);
+        let prepared = Prepared::new(&inputs, output, self.most_rows().max(PROBE_ROWS));
+        Ok(Worker { session, prepared })
     }
 
     fn give_back(&self, worker: Worker) {

@@ -6,12 +6,13 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Mutex;
 
 use crate::cancel::Cancel;
 use crate::error::{Context, Result, bail, error};
 use crate::mam::contract::{Contract, Kind, LOG_P, LOGITS, SITE_LOG_P, Trained, ZKind};
 use crate::mam::half::{BatchEffect, Half, LoadOptions};
-use crate::mam::rows::{Distinct, Rows};
+use crate::mam::rows::{Distinct, MISSING, Rows, encode, misfit};
 use crate::onnx::{Graph, Model};
 
 /// f_θ(∅) may differ by so much from what the file says before that is worth a warning.
@@ -33,7 +34,24 @@ pub struct Mam {
     pub(crate) ordered: Option<Half>,
     log_z: Option<f64>,
     warnings: Vec<String>,
+    /// Memory that no call is using.
+    scratch: Mutex<Vec<Scratch>>,
 }
+
+/// What rows that θ scores go through, kept from call to call.
+#[derive(Debug)]
+struct Scratch {
+    /// A row as the nets take it.
+    row: Vec<i32>,
+    distinct: Distinct,
+    /// Of each row, among the distinct; none of a row that does not fit.
+    ids: Vec<Option<u32>>,
+    /// f_θ of the distinct ones.
+    values: Vec<f64>,
+}
+
+/// Calls of more rows give their memory back.
+const KEPT_ROWS: usize = 1024;
 
 /// An answer for each row.
 pub(crate) type Answers<T> = Vec<Result<T>>;
@@ -67,6 +85,7 @@ impl Mam {
             ordered: None,
             log_z: None,
             warnings: Vec::new(),
+            scratch: Mutex::default(),
         };
         for model in models {
             mam.add(model, options, cancel).context(|| model.name())?;
@@ -198,6 +217,12 @@ impl Mam {
 
     /// f_θ of each row, log Z not subtracted; not finite where the net is not.
     pub(crate) fn f_theta(&self, rows: &Distinct, cancel: &Cancel) -> Result<Vec<f64>> {
+        let mut values = Vec::with_capacity(rows.len());
+        self.add_f_theta(rows, &mut values, cancel)?;
+        Ok(values)
+    }
+
+    fn add_f_theta(&self, rows: &Distinct, values: &mut Vec<f64>, cancel: &Cancel) -> Result<()> {
         let Some(theta) = &self.theta else {
             bail!(
                 Usage,
@@ -206,17 +231,95 @@ impl Mam {
                 self.name
             );
         };
-        theta.run(rows, cancel, |_, value, found| found.push(f64::from(value[0])))
+        theta.run(rows, cancel, values, |_, value, found| found.push(f64::from(value[0])))
     }
 
     /// log p(x_S) by θ for rows that callers gave: one error per bad row.
     pub fn log_marginal(&self, rows: &Rows, cancel: &Cancel) -> Result<Vec<Result<f64>>> {
-        let mut answers = Vec::with_capacity(rows.len());
-        for part in parts(rows.len(), self.rows_at_a_time()) {
-            let checked = rows.checked_part(part, &self.contract)?;
-            answers.extend(self.log_marginals(checked.iter(), cancel)?);
+        let (length, own) = (rows.length(), self.contract.length);
+        if length != own {
+            bail!(Data, "the rows have {length} sites, the model has {own}");
         }
+        let mut answers = Vec::with_capacity(rows.len());
+        self.each_log_marginal(rows.cells(), None, cancel, |answer| answers.push(answer))?;
         Ok(answers)
+    }
+
+    /// The same for rows in memory of the caller, whose values are missing wherever `known` is 0,
+    /// with `each` called for every row in turn once there are answers for all of them.
+    ///
+    /// For up to 1024 rows on one thread it allocates nothing on this side of ONNX Runtime, once
+    /// there was a call as large for each thread that asks at the same time, given a `cancel` that
+    /// is never raised and rows that fit.
+    pub fn each_log_marginal(
+        &self,
+        cells: &[i64],
+        known: Option<&[u8]>,
+        cancel: &Cancel,
+        each: impl FnMut(Result<f64>),
+    ) -> Result<()> {
+        let length = self.contract.length;
+        if !cells.len().is_multiple_of(length) || known.is_some_and(|k| k.len() != cells.len()) {
+            bail!(Data, "{} values do not make rows of {length} sites, or masks", cells.len());
+        }
+        let count = cells.len() / length;
+        let idle = self.scratch.lock().expect("no holder panics").pop();
+        let mut scratch = idle.unwrap_or_else(|| Scratch {
+            row: Vec::with_capacity(length),
+            distinct: Distinct::with_room(length, count.min(self.rows_at_a_time())),
+            ids: Vec::new(),
+            values: Vec::new(),
+        });
+        let most = self.rows_at_a_time();
+        let done = if count <= most {
+            self.score_in(&mut scratch, cells, known, cancel, each)
+        } else {
+            let mut answers = Vec::with_capacity(count);
+            let done = parts(count, most).try_for_each(|part| {
+                let range = part.start * length..part.end * length;
+                let known = known.map(|known| &known[range.clone()]);
+                self.score_in(&mut scratch, &cells[range], known, cancel, |a| answers.push(a))
+            });
+            done.map(|()| answers.into_iter().for_each(each))
+        };
+        if count <= KEPT_ROWS {
+            self.scratch.lock().expect("no holder panics").push(scratch);
+        }
+        done
+    }
+
+    /// [`Self::each_log_marginal`] of a part of the rows.
+    fn score_in(
+        &self,
+        scratch: &mut Scratch,
+        cells: &[i64],
+        known: Option<&[u8]>,
+        cancel: &Cancel,
+        mut each: impl FnMut(Result<f64>),
+    ) -> Result<()> {
+        let Scratch { row, distinct, ids, values } = scratch;
+        let length = self.contract.length;
+        let value = |at: usize| match known {
+            Some(known) if known[at] == 0 => MISSING,
+            _ => cells[at],
+        };
+        let rows = (0..cells.len()).step_by(length).map(|start| start..start + length);
+        distinct.clear();
+        ids.clear();
+        ids.extend(rows.clone().map(|range| {
+            row.clear();
+            encode(range.map(value), &self.contract, row).then(|| distinct.insert(row))
+        }));
+        values.clear();
+        values.reserve(distinct.len());
+        self.add_f_theta(distinct, values, cancel)?;
+        for (range, id) in rows.zip(ids.iter()) {
+            each(match id {
+                Some(id) => self.normal(values[*id as usize]),
+                None => Err(misfit(&range.map(value).collect::<Vec<_>>(), &self.contract)),
+            });
+        }
+        Ok(())
     }
 
     pub(crate) fn log_marginals<'r>(
@@ -259,7 +362,8 @@ impl Mam {
         wants.iter().for_each(|w| ends[w.row as usize + 1] += 1);
         (0..rows.len()).for_each(|i| ends[i + 1] += ends[i]);
         let (vocab, cards) = (self.contract.vocab, &self.contract.cardinalities);
-        let found = phi.run(rows, cancel, |id, logits, found| {
+        let mut found: Vec<T> = Vec::with_capacity(wants.len());
+        phi.run(rows, cancel, &mut found, |id, logits, found| {
             found.extend(by_row[ends[id]..ends[id + 1]].iter().map(|&w| {
                 let site = wants[w as usize].site as usize;
                 each(w as usize, &logits[site * vocab..][..cards[site]])

@@ -108,15 +108,7 @@ impl Rows {
         let mut checked =
             Checked { width: length, cells: Vec::with_capacity(cells.len()), bad: Vec::new() };
         for (r, row) in cells.chunks_exact(length).enumerate() {
-            // The compiler makes one pass of this; what is wrong is looked up only if something is.
-            let mut fits = true;
-            checked.cells.extend(row.iter().zip(&contract.cardinalities).map(
-                |(&value, &values)| {
-                    fits &= (value.wrapping_add(1) as u64) <= values as u64;
-                    value as i32
-                },
-            ));
-            if !fits {
+            if !encode(row.iter().copied(), contract, &mut checked.cells) {
                 checked.bad.push((r, misfit(row, contract)));
             }
         }
@@ -124,8 +116,24 @@ impl Rows {
     }
 }
 
-/// What is wrong with a row.
-fn misfit(row: &[i64], contract: &Contract) -> Error {
+/// Adds a row as the nets take it to `cells`; whether all of its values are of their sites. What is
+/// wrong is looked up only if something is: see [`misfit`].
+pub(crate) fn encode(
+    row: impl Iterator<Item = i64>,
+    contract: &Contract,
+    cells: &mut Vec<i32>,
+) -> bool {
+    // The compiler makes one pass of this.
+    let mut fits = true;
+    cells.extend(row.zip(&contract.cardinalities).map(|(value, &values)| {
+        fits &= (value.wrapping_add(1) as u64) <= values as u64;
+        value as i32
+    }));
+    fits
+}
+
+/// What is wrong with a row that does not fit.
+pub(crate) fn misfit(row: &[i64], contract: &Contract) -> Error {
     let fits = |site: &usize| (-1..contract.cardinalities[*site] as i64).contains(&row[*site]);
     let site = (0..row.len()).find(|site| !fits(site)).expect("the caller found one");
     let (value, last) = (row[site], contract.cardinalities[site] - 1);

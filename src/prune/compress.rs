@@ -573,14 +573,14 @@ fn choose(prepared: &Prepared, options: &Options) -> Result<(Vec<Parameter>, Vec
             let names: Vec<&str> = chosen.iter().map(|p| p.name.as_str()).collect();
             bail!(
                 Usage,
-                "--skip {pattern:?} names no prunable tensor; there are {}",
+                "to skip: {pattern:?} names no prunable tensor; there are {}",
                 names.join(", ")
             );
         }
     }
     chosen.retain(|p| {
         let reason = if options.skip.iter().any(|pattern| matches(pattern, &p.name)) {
-            "left out by --skip".to_string()
+            "to be skipped".to_string()
         } else if let Pattern::NOfM { of, .. } = options.pattern
             && !p.channels.is_multiple_of(of)
         {

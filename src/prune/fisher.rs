@@ -246,7 +246,7 @@ impl Groups {
                 bail!(
                     Memory,
                     "tensor {:?}: a Fisher block of {} weights needs {} bytes, and the memory \
-                     limit is {}; raise --memory-limit or choose a smaller --block",
+                     limit is {}; raise the memory limit or choose smaller blocks",
                     name(block),
                     block.len(),
                     alone.saturating_add(ALLOWANCE_BYTES),
@@ -306,7 +306,7 @@ fn failed(source: std::io::Error) -> Error {
     let folder = std::env::temp_dir();
     let message = format!(
         "{}: Fisher blocks beyond the memory limit cannot be kept there: {source}; set TMPDIR to a \
-         folder with more space or raise --memory-limit",
+         folder with more space or raise the memory limit",
         folder.display()
     );
     Error::new(ErrorKind::Io, message).with_source(source)
@@ -465,6 +465,6 @@ mod tests {
         let error = Groups::plan(&blocks(), budget(1 << 10), |_| "w".into()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Memory);
         let text = error.to_string();
-        assert!(text.contains("\"w\"") && text.contains("--memory-limit"), "{text}");
+        assert!(text.contains("\"w\"") && text.contains("memory limit"), "{text}");
     }
 }

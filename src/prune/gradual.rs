@@ -48,6 +48,14 @@ impl Gradual {
     /// The dense model has half a share in the loss and the labels the other: the default.
     pub const HALF: Distillation = Distillation { temperature: 2.0, weight: 0.5 };
 
+    /// Removes the checkpoint of a run that is over and whose result is safe.
+    pub fn end(&self) {
+        if let Some(path) = &self.checkpoint {
+            // A file that is gone already is as good.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
     /// How is trained on these samples: without labels the dense model alone is learned from.
     ///
     /// Error of kind `Usage` where no step would be taken.

@@ -70,9 +70,8 @@ impl Job {
         };
         let mut outcome = run.start(model, graph, phases, progress, cancel)?;
         outcome.model.save(&self.output)?;
-        if let Some(path) = kept {
-            // The run is over; a file that is gone already is as good.
-            let _ = fs::remove_file(path);
+        if let Some(gradual) = &self.gradual {
+            gradual.end();
         }
         outcome.report.size = self.size()?;
         Ok(outcome.finish("write").1)

@@ -13,3 +13,5 @@ pub use device::Device;
 pub use library::{load, use_api, use_library};
 pub use program::Program;
 pub use session::{Outputs, Session, SessionOptions};
+
+pub(crate) use crate::sys::{Numbers, Prepared};

@@ -17,6 +17,7 @@ use super::{Device, Program, library};
 use crate::cancel::Cancel;
 use crate::error::{Context, Error, ErrorKind, Result, bail, error};
 use crate::onnx::{Graph, Node, Value};
+use crate::sys::Prepared;
 use crate::tensor::{Data, ElementType, Tensor};
 
 /// The optimiser that turns `Range -> Gather` into an invalid `Slice` (1.28 to 1.32).
@@ -62,7 +63,7 @@ impl Session {
             match Session::commit(program, options, Device::Cuda) {
                 Ok(inner) => return Session::of(inner, Device::Cuda),
                 Err(e) if options.device == Device::Cuda => {
-                    bail!(Device, "CUDA is not available: {e}; use --device cpu or auto")
+                    bail!(Device, "CUDA is not available: {e}; choose the device cpu or auto")
                 }
                 Err(e) => log::warn!("CUDA does not run this graph, so the CPU does: {e}"),
             }
@@ -122,28 +123,49 @@ impl Session {
         inputs: impl IntoIterator<Item = (&'t str, &'t Tensor)>,
         cancel: &Cancel,
     ) -> Result<Outputs> {
-        cancel.check()?;
-        let terminate = self.run_options.clone();
-        let registration = cancel.on_cancel(move || drop(terminate.terminate()));
         let values = inputs
             .into_iter()
             .map(|(name, tensor)| Ok((Cow::Borrowed(name), view(tensor).context(|| name)?)))
             .collect::<Result<Vec<(Cow<str>, SessionInputValue)>>>()?;
-        let result = self.inner.run_with_options(values, &*self.run_options);
-        let values = result.map(|mut found| {
-            let values = self.outputs.iter().map(|name| found.remove(name));
-            values.collect::<Option<Vec<DynValue>>>()
-        });
+        let names = self.outputs.clone();
+        let values = self.stoppable(cancel, |session, options| {
+            let mut found = session.run_with_options(values, options)?;
+            Ok(names.iter().map(|name| found.remove(name)).collect::<Option<Vec<DynValue>>>())
+        })?;
+        match values {
+            Some(values) => Ok(Outputs { names, values }),
+            None => bail!(Model, "two outputs have the same name"),
+        }
+    }
+
+    /// Runs the graph over the first `rows` rows of what has been prepared, from its inputs to its
+    /// output. Once that has been done, it allocates nothing on this side of ONNX Runtime, given a
+    /// `cancel` that is never raised.
+    pub(crate) fn run_prepared(
+        &mut self,
+        prepared: &mut Prepared,
+        rows: usize,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        self.stoppable(cancel, |session, options| prepared.run(session, rows, options))
+    }
+
+    /// Does `work`, which is told to stop when `cancel` is raised.
+    fn stoppable<T>(
+        &mut self,
+        cancel: &Cancel,
+        work: impl FnOnce(&mut ort::session::Session, &RunOptions) -> ort::Result<T>,
+    ) -> Result<T> {
+        cancel.check()?;
+        let terminate = self.run_options.clone();
+        let registration = cancel.on_cancel(move || drop(terminate.terminate()));
+        let done = work(&mut self.inner, &self.run_options);
         drop(registration);
         if cancel.is_cancelled() {
             // The flag to stop stays up in them.
             self.run_options = Arc::new(RunOptions::new().map_err(runtime)?);
         }
-        match values {
-            Ok(Some(values)) => Ok(Outputs { names: self.outputs.clone(), values }),
-            Ok(None) => bail!(Model, "two outputs have the same name"),
-            Err(e) => Err(cancel.check().err().unwrap_or_else(|| runtime(e))),
-        }
+        done.map_err(|e| cancel.check().err().unwrap_or_else(|| runtime(e)))
     }
 }
 

@@ -34,10 +34,10 @@ pub fn check_place(path: Option<&Path>, output: &Path) -> Result<()> {
         bail!(Io, "{}: the folder does not exist; create it first", path.display());
     };
     if path.is_dir() || path.file_name().is_none() {
-        bail!(Usage, "--checkpoint {} is a folder; name a file in it", path.display());
+        bail!(Usage, "the checkpoint {} is a folder; name a file in it", path.display());
     }
     if path.file_name() == output.file_name() && folder(output).is_ok_and(|there| there == here) {
-        bail!(Usage, "--checkpoint {} is the output itself; name another file", path.display());
+        bail!(Usage, "the checkpoint {} is the output itself; name another file", path.display());
     }
     Ok(())
 }
@@ -142,7 +142,7 @@ fn compare(found: &Identity, wanted: &Identity) -> Result<()> {
             bail!(
                 Usage,
                 "the checkpoint is of another run: its {key} is {a}, here it is {b}; give the same \
-                 options and files, or another --checkpoint, or delete the file to start anew"
+                 options and files, or another checkpoint, or delete the file to start anew"
             );
         }
     }

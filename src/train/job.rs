@@ -389,7 +389,7 @@ struct Judge<'a> {
 impl<'a> Judge<'a> {
     fn new(graph: &Graph, samples: Option<&'a Samples>, o: &TuneOptions) -> Result<Judge<'a>> {
         if samples.is_some_and(|s| s.labels().is_none()) {
-            bail!(Data, "the samples for --evaluation have no labels to compare answers with");
+            bail!(Data, "the samples for the evaluation have no labels to compare answers with");
         }
         let output = o.output.clone().map_or_else(|| evaluate::main_output(graph), Ok)?;
         let run = RunOptions { device: Device::Cpu, threads: o.threads };

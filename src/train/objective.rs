@@ -142,7 +142,7 @@ impl Objective {
             bail!(
                 Data,
                 "the samples have no `labels` (or `targets`) to learn from; learn from another \
-                 model alone by --distill DENSE --distill-weight 1"
+                 model alone by distillation with a weight of 1"
             );
         };
         let have = labels.tensor().len() / labels.rows();

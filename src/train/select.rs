@@ -52,7 +52,7 @@ impl Trained {
                     if fits.is_empty() {
                         bail!(
                             Usage,
-                            "--train {pattern:?} names no float32 tensor that the loss depends on; \
+                            "to train: {pattern:?} names no float32 tensor that the loss needs; \
                              `hone inspect` lists what the model holds"
                         );
                     }

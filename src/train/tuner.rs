@@ -306,7 +306,7 @@ fn shard_size(graph: &Graph, batch: usize) -> Result<usize> {
     match evaluate::fixed_batch(graph) {
         Some(fixed) if fixed == 0 || !batch.is_multiple_of(fixed) => bail!(
             Usage,
-            "the model is fixed to batches of {fixed}: --batch {batch} must be a multiple of that"
+            "the model is fixed to batches of {fixed}: a batch of {batch} is no multiple of that"
         ),
         Some(fixed) => Ok(fixed),
         None => {
@@ -381,7 +381,7 @@ impl Answers<'_> {
         if bytes.is_none_or(|bytes| bytes > TEACHER_BYTES) {
             bail!(
                 Memory,
-                "its outputs for {} samples of shape {:?} take more than {} GiB; --limit the \
+                "its outputs for {} samples of shape {:?} take more than {} GiB; give fewer \
                  samples",
                 shape[0],
                 &shape[1..],

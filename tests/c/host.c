@@ -7,6 +7,7 @@
 
 #include <dirent.h>
 #include <dlfcn.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -76,6 +77,24 @@ static void handlers_are_as_before(void) {
     known = 1;
 }
 
+/* So many that a step takes far longer than what is between two. */
+enum { STEPPED = 200000 };
+static hone_optimizer *busy;
+static int taken;
+
+/* Steps until `taken` is set to -1. */
+static void *steps(void *unused) {
+    (void)unused;
+    static float weights[STEPPED], gradient[STEPPED];
+    int now = 0;
+    while (__atomic_load_n(&taken, __ATOMIC_ACQUIRE) == now) {
+        OK(hone_optimizer_step(busy, weights, gradient, STEPPED));
+        int was = now++;
+        __atomic_compare_exchange_n(&taken, &was, now, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    }
+    return NULL;
+}
+
 static void signals_and_forks(const char *model_path, const char *samples_path, const char *mam) {
     hone_engine *engine;
     hone_model *model;
@@ -103,6 +122,20 @@ static void signals_and_forks(const char *model_path, const char *samples_path, 
     }
     handlers_are_as_before();
 
+    /* An optimizer that another thread is using nearly all of the time, and one that nobody is. */
+    hone_optimizer *idle;
+    hone_gradients *gradients;
+    float weight = 1, slope = 1;
+    OPTIONS(hone_optimizer_options, stepping);
+    stepping.method = HONE_OPTIMIZER_METHOD_SGD;
+    stepping.threads = 1;
+    OK(hone_optimizer_new(STEPPED, &stepping, &busy));
+    OK(hone_optimizer_new(1, &stepping, &idle));
+    OK(hone_gradients_new(2, 1, NULL, &gradients));
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, steps, NULL) == 0);
+    while (__atomic_load_n(&taken, __ATOMIC_ACQUIRE) < 3) continue;
+
     pid_t child = fork();
     CHECK(child >= 0);
     if (child == 0) {
@@ -122,6 +155,19 @@ static void signals_and_forks(const char *model_path, const char *samples_path, 
         FAILS(UNAVAILABLE, "forked", hone_model_load(engine, model_path, &again));
         FAILS(UNAVAILABLE, "forked", hone_job_wait(job, -1, NULL));
         FAILS(UNAVAILABLE, "forked", hone_job_progress(job, &now));
+        static float zeros[STEPPED], ones[STEPPED];
+        FAILS(UNAVAILABLE, "forked", hone_optimizer_step(busy, zeros, ones, STEPPED));
+        FAILS(UNAVAILABLE, "forked", hone_optimizer_set_learning_rate(busy, 0.1));
+        FAILS(UNAVAILABLE, "forked", hone_optimizer_save(busy, "never-written"));
+        FAILS(UNAVAILABLE, "forked", hone_optimizer_step(idle, &weight, &slope, 1));
+        FAILS(UNAVAILABLE, "forked", hone_gradients_push(gradients, &slope, 1));
+        CHECK(hone_optimizer_steps(busy) == 0 && hone_gradients_count(gradients) == 0);
+        hone_optimizer_free(busy);
+        hone_gradients_free(gradients);
+        hone_optimizer *own;
+        OK(hone_optimizer_new(1, &stepping, &own)); /* Its own works. */
+        OK(hone_optimizer_step(own, &weight, &slope, 1));
+        hone_optimizer_free(own);
         hone_job_cancel(job);
         hone_job_free(job);
         hone_engine_free(engine);
@@ -129,6 +175,11 @@ static void signals_and_forks(const char *model_path, const char *samples_path, 
     }
     int status;
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    __atomic_store_n(&taken, -1, __ATOMIC_RELEASE);
+    pthread_join(thread, NULL);
+    hone_optimizer_free(busy);
+    hone_optimizer_free(idle);
+    hone_gradients_free(gradients);
     hone_engine_free(engine);
     hone_job_state state;
     OK(hone_job_wait(job, 0, &state));

@@ -57,7 +57,7 @@ AT(hone_observer, call, 0);
 AT(hone_observer, drop, 8);
 AT(hone_observer, context, 16);
 
-SIZE(hone_prune_options, 176);
+SIZE(hone_prune_options, 248);
 AT(hone_prune_options, size, 0);
 AT(hone_prune_options, sparsity, 8);
 AT(hone_prune_options, damping, 16);
@@ -84,8 +84,20 @@ AT(hone_prune_options, fisher_batch, 140);
 AT(hone_prune_options, threads, 144);
 AT(hone_prune_options, reserved, 148);
 AT(hone_prune_options, observer, 152);
+AT(hone_prune_options, tune_epochs, 176);
+AT(hone_prune_options, tune_steps, 184);
+AT(hone_prune_options, learning_rate, 192);
+AT(hone_prune_options, distill_weight, 200);
+AT(hone_prune_options, checkpoint, 208);
+AT(hone_prune_options, checkpoint_every, 216);
+AT(hone_prune_options, schedule, 224);
+AT(hone_prune_options, steps, 228);
+AT(hone_prune_options, ramp, 232);
+AT(hone_prune_options, batch, 236);
+AT(hone_prune_options, optimizer, 240);
+AT(hone_prune_options, loss, 244);
 
-SIZE(hone_finetune_options, 264);
+SIZE(hone_finetune_options, 272);
 AT(hone_finetune_options, size, 0);
 AT(hone_finetune_options, epochs, 8);
 AT(hone_finetune_options, steps, 16);
@@ -122,6 +134,8 @@ AT(hone_finetune_options, trained, 228);
 AT(hone_finetune_options, free_zeros, 232);
 AT(hone_finetune_options, threads, 236);
 AT(hone_finetune_options, observer, 240);
+AT(hone_finetune_options, metric, 264);
+AT(hone_finetune_options, reserved, 268);
 
 SIZE(hone_evaluate_options, 48);
 AT(hone_evaluate_options, size, 0);
@@ -164,7 +178,14 @@ AT(hone_check_options, draws, 24);
 AT(hone_check_options, reserved, 28);
 AT(hone_check_options, observer, 32);
 
-SIZE(hone_mam_train_options, 184);
+SIZE(hone_ising, 40);
+AT(hone_ising, size, 0);
+AT(hone_ising, rows, 8);
+AT(hone_ising, columns, 16);
+AT(hone_ising, coupling, 24);
+AT(hone_ising, field, 32);
+
+SIZE(hone_mam_train_options, 216);
 AT(hone_mam_train_options, size, 0);
 AT(hone_mam_train_options, held_out, 8);
 AT(hone_mam_train_options, held_out_count, 16);
@@ -189,6 +210,11 @@ AT(hone_mam_train_options, regression, 148);
 AT(hone_mam_train_options, threads, 152);
 AT(hone_mam_train_options, reserved, 156);
 AT(hone_mam_train_options, observer, 160);
+AT(hone_mam_train_options, ising, 184);
+AT(hone_mam_train_options, energy, 192);
+AT(hone_mam_train_options, energy_steps, 200);
+AT(hone_mam_train_options, objective, 208);
+AT(hone_mam_train_options, reserved2, 212);
 
 SIZE(hone_gradients_options, 24);
 AT(hone_gradients_options, size, 0);
@@ -223,7 +249,7 @@ AT(hone_weights_options, block, 52);
 AT(hone_weights_options, threads, 56);
 AT(hone_weights_options, reserved, 60);
 
-SIZE(hone_optimizer_options, 128);
+SIZE(hone_optimizer_options, 136);
 AT(hone_optimizer_options, size, 0);
 AT(hone_optimizer_options, learning_rate, 8);
 AT(hone_optimizer_options, momentum, 16);
@@ -243,6 +269,8 @@ AT(hone_optimizer_options, storage, 112);
 AT(hone_optimizer_options, decay, 116);
 AT(hone_optimizer_options, schedule, 120);
 AT(hone_optimizer_options, threads, 124);
+AT(hone_optimizer_options, metric, 128);
+AT(hone_optimizer_options, reserved, 132);
 
 /* Numbers that travel. */
 _Static_assert(HONE_CODE_OK == 0, "HONE_CODE_OK");

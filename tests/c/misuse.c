@@ -134,6 +134,15 @@ static void numbers_that_cannot_be(void) {
     how.schedule = 0;
     how.method = 9;
     FAILS(INVALID_ARGUMENT, "hone_optimizer_method", hone_optimizer_new(4, &how, &optimizer));
+    OPTIONS(hone_optimizer_options, other);
+    other.metric = 3;
+    FAILS(INVALID_ARGUMENT, "hone_metric", hone_optimizer_new(4, &other, &optimizer));
+    other.metric = HONE_METRIC_DIAGONAL;
+    other.method = HONE_OPTIMIZER_METHOD_ADAM;
+    FAILS(INVALID_ARGUMENT, "`metric`", hone_optimizer_new(4, &other, &optimizer));
+    other.method = HONE_OPTIMIZER_METHOD_MFAC;
+    other.reserved = 1;
+    FAILS(INVALID_ARGUMENT, "reserved", hone_optimizer_new(4, &other, &optimizer));
     how.method = HONE_OPTIMIZER_METHOD_SGD;
     OK(hone_optimizer_new(4, &how, &optimizer));
     float weights[8] = {0}, gradient[8] = {0};

@@ -64,6 +64,18 @@ static void mfac(void) {
     OK(hone_optimizer_step(optimizer, weights, gradient, D));
     for (int i = 0; i < D; i++) CHECK(near(weights[i], -(double)gradient[i] / (0.1 + 16.0 / 4)));
     hone_optimizer_free(optimizer);
+
+    /* In the metric P = |g| of the first step: P^(-1/2)·(λI + P^(-1/2)ggᵀP^(-1/2)/m)^(-1)·P^(-1/2)g is
+     * sign(g)/(λ + Σ|g|/m). */
+    how.metric = HONE_METRIC_DIAGONAL;
+    OK(hone_optimizer_new(D, &how, &optimizer));
+    float other[D] = {0};
+    OK(hone_optimizer_step(optimizer, other, gradient, D));
+    for (int i = 0; i < D; i++) {
+        double sign = (gradient[i] > 0.0f) - (gradient[i] < 0.0f);
+        CHECK(near(other[i], -sign / (0.1 + 8.0 / 4)));
+    }
+    hone_optimizer_free(optimizer);
 }
 
 static void masks(uint32_t method) {

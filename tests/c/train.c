@@ -1,7 +1,7 @@
 /* Jobs that train: fine-tuning of a model, marginalization models of rows; and the weights of a
  * model that the host prunes by gradients of its own.
  *
- *     train MODEL SAMPLES FOLDER
+ *     train MODEL SAMPLES FOLDER ENERGY
  */
 #include "check.h"
 
@@ -13,6 +13,7 @@ typedef struct {
     hone_job *job;
     uint64_t stop_at; /* Cancels once so much of a phase is done; 0 for never. */
     int calls, drops;
+    const char *phase; /* Of phases with this in their name only; NULL for any. */
 } witness;
 
 static void seen(void *context, const hone_progress *progress) {
@@ -20,6 +21,7 @@ static void seen(void *context, const hone_progress *progress) {
     CHECK(w->drops == 0 && progress->done <= progress->total);
     w->calls++;
     if (w->stop_at == 0 || progress->done < w->stop_at) return;
+    if (w->phase != NULL && strstr(progress->phase, w->phase) == NULL) return;
     hone_job *job;
     while ((job = __atomic_load_n(&w->job, __ATOMIC_ACQUIRE)) == NULL) continue;
     hone_job_cancel(job);
@@ -70,7 +72,7 @@ static hone_finetune_options short_run(hone_samples *samples, witness *w) {
 }
 
 static void finetuned(hone_model *model, hone_samples *samples) {
-    witness w = {NULL, 0, 0, 0};
+    witness w = {NULL, 0, 0, 0, NULL};
     hone_finetune_options how = short_run(samples, &w);
     hone_job *job;
     hone_report *report;
@@ -90,7 +92,7 @@ static void finetuned(hone_model *model, hone_samples *samples) {
     hone_job_free(job);
 
     /* A run that is stopped and taken up again, on another number of threads. */
-    witness stopped = {NULL, 5, 0, 0}, resumed = {NULL, 0, 0, 0};
+    witness stopped = {NULL, 5, 0, 0, NULL}, resumed = {NULL, 0, 0, 0, NULL};
     hone_model *again;
     how.checkpoint = checkpoint;
     how.observer = observer(&stopped);
@@ -146,7 +148,7 @@ static void finetuned(hone_model *model, hone_samples *samples) {
 }
 
 static void refused(hone_model *model, hone_samples *samples) {
-    witness w = {NULL, 0, 0, 0};
+    witness w = {NULL, 0, 0, 0, NULL};
     hone_job *job = NULL;
     hone_finetune_options how = short_run(samples, &w), good = how;
     FAILS(INVALID_ARGUMENT, "`samples`", hone_finetune(model, NULL, &how, &job));
@@ -184,6 +186,121 @@ static void refused(hone_model *model, hone_samples *samples) {
     CHECK(end_of(job, &w) == HONE_JOB_STATE_FAILED);
     FAILS(INVALID_ARGUMENT, "momentum", hone_job_result(job));
     hone_job_free(job);
+}
+
+/* What the report of a job has at a pointer. */
+static double number_of(hone_job *job, const char *pointer) {
+    hone_report *report;
+    double number;
+    OK(hone_job_report(job, &report));
+    OK(hone_report_number(report, pointer, &number));
+    hone_report_free(report);
+    return number;
+}
+
+static int report_has(hone_job *job, const char *words) {
+    hone_report *report;
+    OK(hone_job_report(job, &report));
+    int has = strstr(hone_report_json(report), words) != NULL;
+    hone_report_free(report);
+    return has;
+}
+
+/* What M-FAC is damped by: Adam's metric unless the identity is asked for. */
+static void metrics(hone_model *model, hone_samples *samples) {
+    hone_model *made[3];
+    for (uint32_t metric = HONE_METRIC_AUTO; metric <= HONE_METRIC_DIAGONAL; metric++) {
+        OPTIONS(hone_finetune_options, how);
+        hone_job *job;
+        how.steps = 3;
+        how.batch = 4;
+        how.window = 4;
+        how.metric = metric;
+        OK(hone_finetune(model, samples, &how, &job));
+        OK(hone_job_wait(job, -1, NULL));
+        OK(hone_job_result(job));
+        int diagonal = metric != HONE_METRIC_IDENTITY;
+        CHECK(report_has(job, diagonal ? "\"damping_metric\": \"diagonal\""
+                                       : "\"damping_metric\": \"identity\""));
+        CHECK(number_of(job, "/options/learning_rate") == (diagonal ? 0.004 : 1.0));
+        OK(hone_job_model(job, &made[metric]));
+        hone_job_free(job);
+    }
+    CHECK(same_bytes(made[HONE_METRIC_AUTO], made[HONE_METRIC_DIAGONAL]));
+    CHECK(!same_bytes(made[HONE_METRIC_AUTO], made[HONE_METRIC_IDENTITY]));
+    for (int i = 0; i < 3; i++) hone_model_free(made[i]);
+    OPTIONS(hone_finetune_options, how);
+    hone_job *job = NULL;
+    how.metric = 3;
+    FAILS(INVALID_ARGUMENT, "hone_metric", hone_finetune(model, samples, &how, &job));
+    how.metric = HONE_METRIC_DIAGONAL;
+    how.optimizer = HONE_OPTIMIZER_METHOD_ADAM;
+    FAILS(INVALID_ARGUMENT, "`metric`", hone_finetune(model, samples, &how, &job));
+}
+
+/* Pruning in steps with training between them, whole and stopped in the second step. */
+static void gradually(hone_model *model, hone_samples *samples) {
+    witness w = {NULL, 0, 0, 0, NULL}, stopped = {NULL, 1, 0, 0, "step 2/2: fine-tuning"};
+    witness resumed = {NULL, 0, 0, 0, NULL};
+    hone_model *pruned, *again;
+    hone_job *job;
+    OPTIONS(hone_prune_options, how);
+    how.sparsity = 0.9;
+    how.gradients = 8;
+    how.stages = 1;
+    how.schedule = HONE_PRUNE_SCHEDULE_GRADUAL;
+    how.steps = 2;
+    how.ramp = HONE_RAMP_CUBIC;
+    how.tune_steps = 3;
+    how.batch = 8;
+    how.optimizer = HONE_OPTIMIZER_METHOD_ADAM;
+    how.distill_weight = 0.25;
+    how.observer = observer(&w);
+    OK(hone_prune(model, samples, &how, &job));
+    CHECK(end_of(job, &w) == HONE_JOB_STATE_COMPLETED);
+    CHECK(report_has(job, "\"ramp\": \"cubic\"") && report_has(job, "\"optimizer\": \"adam\""));
+    CHECK(number_of(job, "/gradual/tuning/distill_weight") == 0.25);
+    double last = number_of(job, "/gradual/steps/1/sparsity");
+    CHECK(last > 0.899 && last < 0.901 && number_of(job, "/gradual/steps/0/sparsity") < last);
+    OK(hone_job_model(job, &pruned));
+    hone_job_free(job);
+
+    how.checkpoint = checkpoint;
+    how.observer = observer(&stopped);
+    OK(hone_prune(model, samples, &how, &job));
+    CHECK(end_of(job, &stopped) == HONE_JOB_STATE_CANCELLED && exists(checkpoint));
+    hone_job_free(job);
+    how.observer = observer(&resumed);
+    how.threads = 1;
+    OK(hone_prune(model, samples, &how, &job));
+    CHECK(end_of(job, &resumed) == HONE_JOB_STATE_COMPLETED && !exists(checkpoint));
+    OK(hone_job_model(job, &again));
+    hone_job_free(job);
+    CHECK(same_bytes(pruned, again));
+    hone_model_free(again);
+    hone_model_free(pruned);
+
+    OPTIONS(hone_prune_options, bad);
+    bad.sparsity = 0.5;
+    bad.steps = 3;
+    FAILS(INVALID_ARGUMENT, "`steps` belongs", hone_prune(model, samples, &bad, &job));
+    bad.steps = 0;
+    bad.checkpoint = checkpoint;
+    FAILS(INVALID_ARGUMENT, "`checkpoint` belongs", hone_prune(model, samples, &bad, &job));
+    bad.schedule = 2;
+    FAILS(INVALID_ARGUMENT, "hone_prune_schedule", hone_prune(model, samples, &bad, &job));
+    bad.schedule = HONE_PRUNE_SCHEDULE_GRADUAL;
+    bad.ramp = 2;
+    FAILS(INVALID_ARGUMENT, "hone_ramp", hone_prune(model, samples, &bad, &job));
+    bad.ramp = 0;
+    bad.tune_epochs = -1;
+    FAILS(INVALID_ARGUMENT, "`tune_epochs`", hone_prune(model, samples, &bad, &job));
+    bad.tune_epochs = 0;
+    bad.distill_weight = 2;
+    FAILS(INVALID_ARGUMENT, "share", hone_prune(model, samples, &bad, &job));
+    bad.distill_weight = 0;
+    bad.optimizer = 3;
+    FAILS(INVALID_ARGUMENT, "hone_optimizer_method", hone_prune(model, samples, &bad, &job));
 }
 
 /* The host's own gradients prune a model; its zeros outlive training. */
@@ -277,7 +394,7 @@ static hone_mam_train_options short_training(witness *w) {
 static void mam(hone_engine *engine) {
     static int64_t rows[ROWS][SITES];
     size_t shape[2] = {2, 2}, values[3] = {2, 2, 2};
-    witness w = {NULL, 0, 0, 0};
+    witness w = {NULL, 0, 0, 0, NULL};
     fill(rows);
     hone_mam_train_options how = short_training(&w), good;
     how.shape = shape;
@@ -313,7 +430,7 @@ static void mam(hone_engine *engine) {
     hone_scorer_free(scorer);
 
     /* Stopped in the first stage, taken up again on one thread. */
-    witness stopped = {NULL, 30, 0, 0}, resumed = {NULL, 0, 0, 0};
+    witness stopped = {NULL, 30, 0, 0, NULL}, resumed = {NULL, 0, 0, 0, NULL};
     how.checkpoint = checkpoint;
     how.observer = observer(&stopped);
     OK(hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
@@ -330,7 +447,7 @@ static void mam(hone_engine *engine) {
     hone_model_free(made);
     remove(checkpoint);
 
-    witness none = {NULL, 0, 0, 0};
+    witness none = {NULL, 0, 0, 0, NULL};
     good.observer = observer(&none);
     how = good;
     FAILS(INVALID_ARGUMENT, "`rows`", hone_mam_train(engine, NULL, ROWS, SITES, &how, &job));
@@ -365,8 +482,90 @@ static void mam(hone_engine *engine) {
     hone_job_free(job);
 }
 
+/* What a short training from an energy says of log Z; the job's model is a scorer's. */
+static double learnt(hone_engine *engine, const hone_mam_train_options *how, double *exact) {
+    hone_job *job;
+    hone_model *made;
+    hone_scorer *scorer;
+    witness w = {NULL, 0, 0, 0, NULL};
+    hone_mam_train_options watched = *how;
+    watched.observer = observer(&w);
+    OK(hone_mam_train(engine, NULL, 0, 0, &watched, &job));
+    CHECK(end_of(job, &w) == HONE_JOB_STATE_COMPLETED && report_has(job, "hone.mam.energy/1"));
+    double log_z = number_of(job, "/figures/log_z");
+    *exact = number_of(job, "/figures/exact_log_z");
+    CHECK(number_of(job, "/history/1/step") == 120);
+    OK(hone_job_model(job, &made));
+    hone_job_free(job);
+    OK(hone_scorer_new(made, NULL, NULL, &scorer));
+    hone_model_free(made);
+    int64_t likely[4] = {1, 0, 1, 1};
+    double log_p;
+    OK(hone_scorer_score(scorer, likely, 1, NULL, &log_p));
+    CHECK(log_p < 0);
+    hone_scorer_free(scorer);
+    return log_z;
+}
+
+static void energies(hone_engine *engine, const char *path) {
+    OPTIONS(hone_mam_train_options, how);
+    OPTIONS(hone_ising, ising);
+    how.energy_steps = 240;
+    how.report_every = 120;
+    how.batch = 32;
+    how.hidden = 16;
+    how.layers = 1;
+    how.learning_rate = 0.02;
+    how.average = 0.9;
+    hone_job *job = NULL;
+    FAILS(INVALID_ARGUMENT, "`ising` or `energy`", hone_mam_train(engine, NULL, 0, 0, &how, &job));
+    ising.rows = 2;
+    ising.columns = 2;
+    ising.coupling = 0.1;
+    ising.field = 0.3;
+    how.ising = &ising;
+    double exact, log_z = learnt(engine, &how, &exact);
+    CHECK(fabs(log_z - exact) < 0.1 && exact > 2.7);
+
+    hone_model *energy;
+    size_t values = 2;
+    OK(hone_model_load(engine, path, &energy));
+    how.ising = NULL;
+    how.energy = energy;
+    how.values = &values;
+    how.values_count = 1;
+    how.objective = HONE_ENERGY_OBJECTIVE_REINFORCE;
+    log_z = learnt(engine, &how, &exact);
+    double truth = log1p(exp(1)) + log1p(exp(-1)) + log1p(exp(0.5));
+    CHECK(fabs(exact - truth) < 1e-5 && fabs(log_z - exact) < 0.3);
+
+    int64_t rows[20][4] = {{0}};
+    FAILS(INVALID_ARGUMENT, "without rows", hone_mam_train(engine, rows[0], 20, 4, &how, &job));
+    how.objective = 2;
+    FAILS(INVALID_ARGUMENT, "hone_energy_objective", hone_mam_train(engine, NULL, 0, 0, &how, &job));
+    how.objective = 0;
+    how.ising = &ising;
+    FAILS(INVALID_ARGUMENT, "two energies", hone_mam_train(engine, NULL, 0, 0, &how, &job));
+    how.energy = NULL;
+    FAILS(INVALID_ARGUMENT, "`values`", hone_mam_train(engine, NULL, 0, 0, &how, &job));
+    how.values_count = 0;
+    ising.rows = 0;
+    FAILS(INVALID_ARGUMENT, "`ising`", hone_mam_train(engine, NULL, 0, 0, &how, &job));
+    ising.size = 0;
+    FAILS(INVALID_ARGUMENT, "sizeof", hone_mam_train(engine, NULL, 0, 0, &how, &job));
+    how.ising = NULL;
+    how.energy = energy;
+    /* Without `values` nobody says how many a site has. */
+    how.values = NULL;
+    OK(hone_mam_train(engine, NULL, 0, 0, &how, &job));
+    hone_model_free(energy);
+    OK(hone_job_wait(job, -1, NULL));
+    FAILS(INVALID_ARGUMENT, "how many values", hone_job_result(job));
+    hone_job_free(job);
+}
+
 int main(int argc, char **argv) {
-    CHECK(argc == 4);
+    CHECK(argc == 5);
     const char *name = strrchr(argv[0], '/');
     snprintf(checkpoint, sizeof checkpoint, "%s/checkpoint-%s", argv[3], name ? name + 1 : "");
     remove(checkpoint);
@@ -380,8 +579,11 @@ int main(int argc, char **argv) {
     OK(hone_samples_load(model, argv[2], &few, &samples));
     finetuned(model, samples);
     refused(model, samples);
+    metrics(model, samples);
+    gradually(model, samples);
     weights(model, samples);
     mam(engine);
+    energies(engine, argv[4]);
     hone_samples_free(samples);
     hone_model_free(model);
     hone_engine_free(engine);

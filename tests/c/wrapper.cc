@@ -133,6 +133,14 @@ void mam() {
     auto job = hone::train_mam(engine, rows, 3, how, [&](const hone_progress &) { events++; });
     job.wait();
     CHECK(events > 4 && job.report().number("/length") == 3);
+    auto ising = hone::options<hone_ising>();
+    ising.rows = ising.columns = 2;
+    ising.field = 0.1;
+    how.ising = &ising;
+    how.energy_steps = 20;
+    auto learning = hone::train_mam(engine, how);
+    learning.wait();
+    CHECK(learning.report().number("/length") == 4);
     hone::Scorer scorer(job.model());
     CHECK(scorer.length() == 3 && scorer.vocab() == 2);
     std::vector<double> log_q;

@@ -217,7 +217,8 @@ impl EnergyGraph {
         EnergyGraph::from_model(&model, values, cancel).context(|| path.display().to_string())
     }
 
-    fn from_model(model: &Model, values: &[usize], cancel: &Cancel) -> Result<EnergyGraph> {
+    /// The same of a model in memory.
+    pub fn from_model(model: &Model, values: &[usize], cancel: &Cancel) -> Result<EnergyGraph> {
         let graph = import(model)?;
         let (input, output) = match (graph.inputs.as_slice(), graph.outputs.as_slice()) {
             ([input], [output]) => (input, output),
@@ -301,8 +302,8 @@ fn contract(
         ([], None, Some(all)) => vec![all; length],
         ([], None, None) => bail!(
             Usage,
-            "how many values has a site? Give --values, or mam.vocab or mam.cardinalities in the \
-             metadata of the energy"
+            "how many values has a site? Say it in the options, or by mam.vocab or \
+             mam.cardinalities in the metadata of the energy"
         ),
         ([all], ..) => vec![*all; length],
         (each, ..) => each.to_vec(),

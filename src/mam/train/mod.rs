@@ -247,6 +247,13 @@ pub struct Trained {
     pub theta_error: Residuals,
 }
 
+impl TrainedByEnergy {
+    /// The model as a file holds it.
+    pub fn model(&self) -> Result<Model> {
+        model(&self.graph, &self.contract)
+    }
+}
+
 impl Trained {
     /// The model as a file holds it.
     pub fn model(&self) -> Result<Model> {
