@@ -297,6 +297,43 @@ typedef enum {
     HONE_REGRESSION_ONE_STEP = 1,
 } hone_regression;
 
+/// What the damping λ of M-FAC is a multiple of.
+typedef enum {
+    /// The identity for a `hone_optimizer` and with an absolute damping; the diagonal for a
+    /// fine-tuning job otherwise.
+    HONE_METRIC_AUTO = 0,
+    /// The identity, as published.
+    HONE_METRIC_IDENTITY = 1,
+    /// P = √v̂, the root of the second moment of each weight's gradient, as in Adam: what the
+    /// window has not seen moves as with Adam.
+    HONE_METRIC_DIAGONAL = 2,
+} hone_metric;
+
+/// Whether the model is trained while it is pruned.
+typedef enum {
+    /// Not at all.
+    HONE_PRUNE_SCHEDULE_ONE_SHOT = 0,
+    /// In steps, with fine-tuning on the calibration samples after each: by their labels, by the
+    /// outputs of the dense model, or by both.
+    HONE_PRUNE_SCHEDULE_GRADUAL = 1,
+} hone_prune_schedule;
+
+/// How sparsity rises from step to step of a gradual run.
+typedef enum {
+    /// Geometric in the density.
+    HONE_RAMP_GEOMETRIC = 0,
+    /// First fast, then slow.
+    HONE_RAMP_CUBIC = 1,
+} hone_ramp;
+
+/// What training from an energy minimises.
+typedef enum {
+    /// The balance of all parts of whole trajectories.
+    HONE_ENERGY_OBJECTIVE_BALANCE = 0,
+    /// REINFORCE through θ, and the consistency of single steps, as published.
+    HONE_ENERGY_OBJECTIVE_REINFORCE = 1,
+} hone_energy_objective;
+
 /// Where models run and jobs are done.
 typedef struct hone_engine hone_engine;
 
@@ -1201,6 +1238,9 @@ hone_error *hone_scorer_inspect(const hone_scorer *scorer,
 
 /// log p of the known sites of each of `count` rows to `out` (`count` numbers), in nats. `options`
 /// may be NULL.
+///
+/// By θ, up to 1024 rows on one thread, it allocates nothing beside what ONNX Runtime does, once
+/// there was a call as large for each thread that asks at the same time.
 ///
 /// Errors: INVALID_ARGUMENT for a half that the model lacks, INVALID_DATA for a single row that
 /// does not fit; UNAVAILABLE in a forked child.

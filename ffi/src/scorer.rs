@@ -131,6 +131,7 @@ unsafe impl Extensible for hone_check_options {}
 /// is not one of its site, say, gets NaN; asked alone, it is the error of the call.
 pub struct hone_scorer {
     home: Arc<Home>,
+    threads: usize,
     mam: Arc<Mam>,
 }
 
@@ -161,7 +162,7 @@ pub unsafe extern "C" fn hone_scorer_new(
         let models: Vec<Model> = models.map(|m| Model::clone(&m.model)).collect();
         let _blocked = SignalsBlocked::new();
         let mam = Mam::from_models(&models, load, &Cancel::never())?;
-        give(out, hone_scorer { home, mam: Arc::new(mam) });
+        give(out, hone_scorer { home, threads, mam: Arc::new(mam) });
         Ok(())
     })
 }
@@ -209,6 +210,9 @@ pub extern "C" fn hone_scorer_inspect(
 
 /// log p of the known sites of each of `count` rows to `out` (`count` numbers), in nats. `options`
 /// may be NULL.
+///
+/// By θ, up to 1024 rows on one thread, it allocates nothing beside what ONNX Runtime does, once
+/// there was a call as large for each thread that asks at the same time.
 ///
 /// Errors: INVALID_ARGUMENT for a half that the model lacks, INVALID_DATA for a single row that
 /// does not fit; UNAVAILABLE in a forked child.
@@ -622,7 +626,8 @@ unsafe fn score_by_theta(
     };
     // SAFETY: as the caller vouches; neither the rows nor the mask overlap it.
     let out = unsafe { slice_mut(out, count, "out") }?;
-    let _blocked = SignalsBlocked::new();
+    // With one thread none is started.
+    let _blocked = (scorer.threads > 1).then(SignalsBlocked::new);
     let (mut next, mut alone) = (out.iter_mut(), None);
     scorer.mam.each_log_marginal(rows, known, &Cancel::never(), |answer| {
         let out = next.next().expect("an answer for each row");

@@ -494,7 +494,7 @@ static double learnt(hone_engine *engine, const hone_mam_train_options *how, dou
     CHECK(end_of(job, &w) == HONE_JOB_STATE_COMPLETED && report_has(job, "hone.mam.energy/1"));
     double log_z = number_of(job, "/figures/log_z");
     *exact = number_of(job, "/figures/exact_log_z");
-    CHECK(number_of(job, "/history/1/step") == 120);
+    CHECK(number_of(job, "/history/1/step") == 240);
     OK(hone_job_model(job, &made));
     hone_job_free(job);
     OK(hone_scorer_new(made, NULL, NULL, &scorer));
@@ -534,10 +534,13 @@ static void energies(hone_engine *engine, const char *path) {
     how.energy = energy;
     how.values = &values;
     how.values_count = 1;
-    how.objective = HONE_ENERGY_OBJECTIVE_REINFORCE;
     log_z = learnt(engine, &how, &exact);
     double truth = log1p(exp(1)) + log1p(exp(-1)) + log1p(exp(0.5));
-    CHECK(fabs(exact - truth) < 1e-5 && fabs(log_z - exact) < 0.3);
+    CHECK(fabs(exact - truth) < 1e-5 && fabs(log_z - exact) < 0.1);
+    /* The published objective moves log Z slowly. */
+    how.objective = HONE_ENERGY_OBJECTIVE_REINFORCE;
+    double slow = learnt(engine, &how, &exact);
+    CHECK(fabs(exact - truth) < 1e-5 && fabs(slow - truth) < 1 && slow != log_z);
 
     int64_t rows[20][4] = {{0}};
     FAILS(INVALID_ARGUMENT, "without rows", hone_mam_train(engine, rows[0], 20, 4, &how, &job));
