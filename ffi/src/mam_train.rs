@@ -160,6 +160,7 @@ fn how(o: &hone_mam_train_options, threads: usize) -> Result<TrainOptions, hone_
     };
     let kinds = [Regression::Trajectory, Regression::OneStep];
     let how = TrainOptions {
+        network: usual.network,
         size,
         conditional_steps: or(o.conditional_steps, usual.conditional_steps),
         marginal_steps: or(o.marginal_steps, usual.marginal_steps),
