@@ -135,7 +135,7 @@ fn a_transformer_learns_from_an_energy() {
     let (c, cancel) = (energy.contract(), Cancel::new());
     let trained =
         train_by_energy(&energy, &c, &learning, &options, None, &mut |_| {}, &cancel).unwrap();
-    assert!(trained.figures.gap.unwrap() < 0.05, "{:?}", trained.figures);
+    assert!(trained.figures.gap.unwrap() < 0.1, "{:?}", trained.figures);
 }
 
 #[test]
