@@ -77,7 +77,7 @@ fn a_sparsity_that_the_pattern_forbids_is_refused_before_any_gradient() {
 #[test]
 fn threads_and_memory_do_not_change_the_result() {
     let (graph, samples) = example();
-    // Statistics are measured in batches as large as the limit allows, so they stay out of this.
+    // Statistics are measured in batches as large as the limit allows: another limit, other bits.
     let plain = Options { match_statistics: false, ..few(Fisher::Outputs) };
     let tensors = |options: &Options| pruned(&graph, &samples, options).unwrap().tensors;
     // Blocks of 128 are matrices of some 80 MB, whole layers are kept as 20 MB of gradients: under
@@ -90,6 +90,10 @@ fn threads_and_memory_do_not_change_the_result() {
         assert!(reference == tensors(&tight), "spilled");
         assert!(reference != tensors(&Options { seed: 1, ..plain.clone() }), "another seed");
     }
+    // So much memory holds the activations of a part of the samples at a time.
+    let part = Options { match_statistics: true, memory_limit_bytes: 512 << 20, ..plain.clone() };
+    let [one, three] = [1, 3].map(|threads| tensors(&Options { threads, ..part.clone() }));
+    assert!(one == three, "statistics by more threads");
     let hopeless = Options { memory_limit_bytes: 1 << 20, ..plain };
     let error = pruned(&graph, &samples, &hopeless).unwrap_err();
     assert_eq!(error.kind(), hone::ErrorKind::Memory);

@@ -410,7 +410,7 @@ fn largest_batch(prepared: &Prepared, options: &Options) -> usize {
     let all: usize = values.map(elements).sum();
     let batch = prepared.graph.inputs.first().and_then(|i| prepared.facts.get(&i.name));
     let batch = batch.and_then(|f| f.shape.first().copied()).unwrap_or(1).max(1);
-    options.memory_limit_bytes / 4 / (4 * (all / batch).max(1) * options.threads.max(1))
+    options.memory_limit_bytes / 4 / (4 * (all / batch).max(1) * statistics::AT_ONCE)
 }
 
 /// Puts biases into the graph that gradients are taken of.

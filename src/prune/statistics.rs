@@ -26,6 +26,9 @@ use crate::tensor::{ElementType, Tensor};
 pub const BATCH: usize = 128;
 /// As many samples as are measured: four batches of them.
 pub const SAMPLES: usize = 512;
+/// Batches measured at the same time at most. A constant, because the memory limit divided by it
+/// bounds the batch, and results may not depend on the number of threads.
+pub const AT_ONCE: usize = SAMPLES / BATCH;
 /// Fewer samples than this say too little about a variance.
 const FEWEST: usize = 32;
 /// A channel is not amplified by more than this: what has faded that far is noise.
@@ -223,6 +226,7 @@ fn measure(
     for (i, place) in places.iter().enumerate() {
         values.extend(instrument(&mut graph, i, place, target.map(|t| t[i].as_slice())));
     }
+    let options = RunOptions { threads: options.threads.min(AT_ONCE), ..options };
     let mut runner = Runner::with_batch(&graph, &values, options, batch)?;
     let batches = runner.run(samples, cancel, |_, outputs| {
         Ok(outputs.iter().map(Tensor::to_f64).collect::<Vec<_>>())
