@@ -200,8 +200,8 @@ impl Report {
 
     fn median(&self, threads: usize, mut work: impl FnMut()) -> Time {
         let (mut times, before) = (Vec::new(), cpu_seconds());
-        // Five runs, fewer of what takes seconds.
-        while times.len() < if self.quick { 3 } else { 5 } && times.iter().sum::<f64>() < 10.0 {
+        // Three runs, fewer of what takes seconds.
+        while times.len() < 3 && times.iter().sum::<f64>() < 2.0 {
             let start = Instant::now();
             work();
             times.push(start.elapsed().as_secs_f64());
