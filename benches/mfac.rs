@@ -1,5 +1,5 @@
 //! How close M-FAC comes to the machine, and how far from numpy: `cargo bench --bench mfac
-//! [-- [--quick] [full] [blocks] [dynamic]]`.
+//! [-- [--quick] [full] [blocks] [dynamic] [prune]]`.
 //!
 //! Prints a Markdown table and writes it to `target/mfac-bench.md` and, as JSON, to
 //! `target/mfac-bench.json`. The machine's limits are measured in the same run: "peak" is the
@@ -13,6 +13,10 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::process::Command;
 use std::time::Instant;
+
+#[path = "prune.rs"]
+#[allow(dead_code, reason = "the other benchmark's own table")]
+mod prune;
 
 use hone::mfac::{BlockFisher, BlockFixed, Fixed, GradientStore, Sliding, Storage, machine};
 
@@ -47,6 +51,9 @@ fn main() {
         for storage in [Storage::F32, Storage::F16].into_iter().filter(|_| !quick) {
             report.sliding(1024, 1 << 20, storage);
         }
+    }
+    for block in BLOCKS.into_iter().filter(|_| wanted("prune")) {
+        report.pruning(block);
     }
     report.finish();
 }
@@ -129,6 +136,16 @@ impl Report {
         self.row(what, d, m, 0, time, bytes, self.bandwidth, "GB/s");
     }
 
+    /// One step to 90 % zeros, in CPU seconds of one thread for a million weights.
+    fn pruning(&mut self, block: usize) {
+        let seconds = prune::greedy_seconds(262_144, block, 0.9);
+        let what = "exact greedy pruning to 90 %, CPU time of 1M weights";
+        self.say(&format!("| {what} | 1000000 | | {block} | {seconds:.4} | | | |"));
+        self.rows.push(serde_json::json!({
+            "what": what, "d": 1_000_000, "m": 0, "block": block, "seconds": seconds,
+        }));
+    }
+
     /// Runs the numpy peers and takes over what they print.
     fn peers(&mut self, kind: &str) {
         let root = env!("CARGO_MANIFEST_DIR");
@@ -183,8 +200,8 @@ impl Report {
 
     fn median(&self, threads: usize, mut work: impl FnMut()) -> Time {
         let (mut times, before) = (Vec::new(), cpu_seconds());
-        // Five runs, fewer of what takes seconds.
-        while times.len() < if self.quick { 3 } else { 5 } && times.iter().sum::<f64>() < 10.0 {
+        // Three runs, fewer of what takes seconds.
+        while times.len() < 3 && times.iter().sum::<f64>() < 2.0 {
             let start = Instant::now();
             work();
             times.push(start.elapsed().as_secs_f64());

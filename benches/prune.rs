@@ -48,6 +48,20 @@ fn main() {
     }
 }
 
+/// CPU seconds that the exact greedy order and the joint update of a million weights take in blocks
+/// of `size`, from a step over `weights` of them.
+pub fn greedy_seconds(weights: usize, size: usize, sparsity: f64) -> f64 {
+    let plan = StepPlan {
+        pattern: Pattern::Unstructured,
+        scope: Scope::Global,
+        sparsity,
+        update: Update::Joint,
+        selection: Selection::Greedy,
+        damping: Damping::Relative(0.1),
+    };
+    Problem::new(weights, size, plan.pattern).seconds(&plan) * 1e6 / weights as f64
+}
+
 struct Problem {
     weights: Vec<f32>,
     layers: Vec<Layer>,

@@ -7,7 +7,8 @@ their lower half hidden). The digits are those of the UCI Machine Learning Repos
 Recognition of Handwritten Digits" (E. Alpaydin, C. Kaynak, 1998; CC BY 4.0), as scikit-learn ships
 them. Then the model was trained by
 
-    hone mam train --data examples/mam/train.npy --output examples/mam/digits.onnx \
+    hone mam train --data examples/mam/train.npy --held-out examples/mam/test.npy \
+        --output examples/mam/digits.onnx \
         --batch 256 --conditional-steps 3000 --marginal-steps 5000 --weight-decay 0.1
 """
 

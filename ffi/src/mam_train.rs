@@ -328,6 +328,7 @@ fn how(
     };
     let kinds = [Regression::Trajectory, Regression::OneStep];
     Ok(TrainOptions {
+        network: usual.network,
         size,
         conditional_steps: or(o.conditional_steps, usual.conditional_steps),
         marginal_steps: or(o.marginal_steps, usual.marginal_steps),

@@ -30,7 +30,7 @@ pub use contract::Contract;
 pub use data::{RowData, read_rows, read_training_rows, row_text, write_npy};
 pub use half::{BatchEffect, DEFAULT_BATCH, LoadOptions};
 pub use model::Mam;
-pub use networks::Size;
+pub use networks::{Network, Size};
 pub use pareto::LARGEST_TAIL;
 pub use rows::{MISSING, Rows};
 pub use sample::{FillOrder, Sample, SampleOptions};

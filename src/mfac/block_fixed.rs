@@ -24,6 +24,9 @@ const RUN: usize = 8;
 const DEPTH: usize = 64;
 /// The most gradients summed in f32; those sums are added up in f64.
 const SINGLE_SUMS: usize = 16 * DEPTH;
+/// What an inverse in f32 may magnify rounding by: with it the sums of many products in f32 still
+/// keep three digits.
+const INFLATION: f32 = 128.0;
 
 /// The inverse of each diagonal block λI + G_QᵀG_Q/m.
 #[derive(Debug)]
@@ -282,7 +285,7 @@ fn invert(
         false => single.iter_mut().zip(half).for_each(|(s, h)| *s = (scale * *h) as f32),
     }
     (0..n).for_each(|i| single[syrk::at(n, i, i)] += damping as f32);
-    let sound = sweep::negative_inverse(n, single, sweep);
+    let sound = sweep::negative_inverse(n, single, INFLATION, sweep);
     inverse.iter_mut().zip(&*single).for_each(|(out, s)| *out = -s);
     sound
 }

@@ -9,7 +9,7 @@ pub mod block;
 pub mod block_fixed;
 pub mod dense;
 pub mod fixed;
-mod kernels;
+pub(crate) mod kernels;
 pub mod machine;
 pub mod optimizer;
 mod parallel;

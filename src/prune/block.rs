@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::dense;
 use super::greedy;
+use super::kernel::{Damped, Real};
 use super::pattern::Groups;
 use super::select::Trace;
 use super::wide;
@@ -210,9 +211,12 @@ impl Scratch {
         let n = task.range.len();
         self.fisher.resize(n * n, 0.0);
         curvature.block(task.index, &mut self.fisher)?;
-        // Without an early exit inside a chunk, so that chunks are checked in vectors.
-        let finite = |chunk: &[f64]| chunk.iter().fold(true, |all, f| all & f.is_finite());
-        let sound = self.fisher.chunks(64).all(finite)
+        // 0·f is NaN where f is not finite; sums side by side, so that they are made in vectors.
+        let mut zeros = [0.0; 16];
+        for chunk in self.fisher.chunks(zeros.len()) {
+            zeros.iter_mut().zip(chunk).for_each(|(zero, f)| *zero += 0.0 * f);
+        }
+        let sound = zeros.iter().all(|zero| *zero == 0.0)
             && self.fisher.iter().step_by(n + 1).all(|diagonal| *diagonal >= 0.0);
         if !sound {
             bail!(
@@ -284,11 +288,12 @@ impl Scratch {
     /// Greedy, in f32 where that is enough.
     fn rank_greedy(&mut self, task: &Task<'_>) -> Result<Trace> {
         let n = self.kept.len();
-        pack(&self.fisher, task, &self.kept, &mut self.factor);
+        let (fisher, offsets, len) = (&self.fisher[..], &self.kept[..], task.range.len());
+        let a = Damped { fisher, offsets, len, damping: task.damping };
         let largest = self.weight.iter().fold(0.0f64, |max, w| max.max(w.abs()));
         let scale = if largest > 0.0 { largest } else { 1.0 };
         let unit = 0.5 * task.damping * scale * scale;
-        let (a, weight, group) = (&self.factor, &self.weight, &self.group);
+        let (weight, group) = (&self.weight, &self.group);
         self.left.clone_from(&self.budget);
         let mut trace = Trace::with_capacity(n);
         let single = self.single.order(a, weight, scale, group, &mut self.left, |i, score| {
@@ -324,26 +329,30 @@ impl Scratch {
     }
 }
 
-/// A = (F + λI)/λ over the weights at `offsets`, both halves.
+/// A over the weights at `offsets`.
+fn damped<'a>(fisher: &'a [f64], task: &Task<'_>, offsets: &'a [u32]) -> Damped<'a> {
+    Damped { fisher, offsets, len: task.range.len(), damping: task.damping }
+}
+
+/// A over the weights at `offsets`, both halves.
 fn pack(fisher: &[f64], task: &Task<'_>, offsets: &[u32], out: &mut Vec<f64>) {
-    let (n, len, scale) = (offsets.len(), task.range.len(), 1.0 / task.damping);
+    let n = offsets.len();
     out.resize(n * n, 0.0);
-    for (&i, out) in offsets.iter().zip(out.chunks_exact_mut(n)) {
-        let row = &fisher[i as usize * len..][..len];
-        match n == len {
-            true => out.iter_mut().zip(row).for_each(|(out, f)| *out = scale * f),
-            false => offsets.iter().zip(out).for_each(|(&j, out)| *out = scale * row[j as usize]),
-        }
-    }
-    out.iter_mut().step_by(n + 1).for_each(|diagonal| *diagonal += 1.0);
+    let a = damped(fisher, task, offsets);
+    out.chunks_exact_mut(n.max(1)).enumerate().for_each(|(i, out)| a.row(i, 0..n, out));
 }
 
 /// y = Fx for the symmetric F; rows where x is 0 are passed over.
 fn multiply(fisher: &[f64], x: &[f64], y: &mut Vec<f64>) {
     reset(y, x.len());
-    for (row, &x) in fisher.chunks_exact(x.len()).zip(x).filter(|(_, x)| **x != 0.0) {
-        y.iter_mut().zip(row).for_each(|(y, f)| *y += f * x);
-    }
+    f64::vectorized(
+        #[inline(always)]
+        || {
+            for (row, &x) in fisher.chunks_exact(x.len()).zip(x).filter(|(_, x)| **x != 0.0) {
+                y.iter_mut().zip(row).for_each(|(y, f)| *y += f * x);
+            }
+        },
+    )
 }
 
 fn reset(vector: &mut Vec<f64>, len: usize) {

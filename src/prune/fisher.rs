@@ -25,8 +25,8 @@ use crate::prune::Curvature;
 /// What is set aside for packed panels, vectors and lists, in bytes.
 pub(super) const ALLOWANCE_BYTES: usize = 2 << 20;
 
-/// B×B matrices of f64 that a thread works on while it prunes a block: the block, its packed part,
-/// the factor or inverse of that, and the greedy order's own two in f64.
+/// B×B matrices of f64 that a thread works on while it prunes a block: the block, and those of the
+/// greedy order, two in f32 and three in f64; other orders take fewer.
 const WORKING_MATRICES: usize = 5;
 
 /// m×m matrices of f64 for a wide block: the factor, and a chunk of columns that counts as another.

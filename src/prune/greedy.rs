@@ -2,32 +2,33 @@
 //!
 //! Removing weight p leaves the survivors with w ← w − H_:p w_p/H_pp and with the inverse of the
 //! smaller Fisher, H ← H − H_:p H_p:/H_pp. So the order of removal is the pivot order of a Cholesky
-//! factorization of H whose pivot is always argmin w_p²/(2 H_pp). It is computed in panels: the
-//! pivot rows v = (H_p: − Σ_s V_sp V_s:)/√H_pp of a panel are formed lazily from those before them,
-//! only w and diag H follow at once; then what is left of H is gathered into its leading corner and
-//! gets the panel's rank-k update, so that every panel is cheaper than the one before.
+//! factorization of H whose pivot is always argmin w_p²/(2 H_pp). It looks left: H stays as it was,
+//! the pivot row v = (H_p: − Σ_s V_sp V_s:)/√H_pp is formed from those before it, and only w and
+//! diag H follow at once. Every few pivots the positions of removed weights are filled from the
+//! end, so that rows shrink: n³/6 multiply-adds in all, on rows that the caches hold.
 //!
 //! H is that of A = (F + λI)/λ, so its diagonal lies in (0, 1], and w by its largest magnitude:
 //! nothing overflows in f32, and the precision lost in the downdates shows as a pivot that is small
 //! against the diagonal it started from. The kernel gives up then, and the caller repeats it in
 //! f64.
 
-use super::kernel::{LANES, PrecisionLost, Real, add_rows, invert};
+use super::kernel::{Damped, LANES, PrecisionLost, Real, add_rows};
 
-/// Pivots per panel: the panel stays in the L1 cache, and H is gathered often enough.
+/// Pivots between two fillings of empty positions.
 const PANEL: usize = 16;
 
 /// Buffers of the greedy order, for blocks up to the largest seen. Positions are compact: the
 /// candidates left are 0..n, and `slot` says which weight of the block each one is.
 #[derive(Default)]
 pub(super) struct Workspace<T: Real> {
-    /// A, then its Cholesky factor, rows of `stride`.
-    factor: Vec<T>,
-    /// H of the candidates, rows of `stride`.
+    /// H, n×n, by weights of the block.
     h: Vec<T>,
-    /// The pivot rows of the panel, rows of `stride`.
+    /// What H is computed in, then the pivot rows, by positions, rows of `stride`.
     v: Vec<T>,
     stride: usize,
+    inverter: T::Inverter,
+    /// The numbers of the pivot rows at the new pivot.
+    factor: Vec<T>,
     weight: Vec<T>,
     diagonal: Vec<T>,
     /// The diagonal at the start, the measure of lost precision.
@@ -41,13 +42,13 @@ pub(super) struct Workspace<T: Real> {
 }
 
 impl<T: Real> Workspace<T> {
-    /// The order in which a block gives up its weights: the matrix A = (F + λI)/λ (dense, n×n), the
-    /// weights (divided by `scale`), the group of each and in `budget` what each group may lose; a
-    /// group at 0 bars its other members. Each removal is handed to `emit` as the weight's number
-    /// and its marginal score w_p²/H_pp in the scaled units, H = A⁻¹.
+    /// The order in which a block gives up its weights: the matrix A, the weights (divided by
+    /// `scale`), the group of each and in `budget` what each group may lose; a group at 0 bars its
+    /// other members. Each removal is handed to `emit` as the weight's number and its marginal
+    /// score w_p²/H_pp in the scaled units, H = A⁻¹.
     pub fn order(
         &mut self,
-        a: &[f64],
+        a: Damped<'_>,
         weights: &[f64],
         scale: f64,
         group: &[u32],
@@ -69,34 +70,34 @@ impl<T: Real> Workspace<T> {
     #[inline(always)]
     fn load(
         &mut self,
-        a: &[f64],
+        a: Damped<'_>,
         weights: &[f64],
         scale: f64,
         group: &[u32],
     ) -> Result<(), PrecisionLost> {
         let n = weights.len();
-        self.stride = n.next_multiple_of(LANES);
-        let stride = self.stride;
-        resize(&mut self.factor, n * stride, T::ZERO);
-        resize(&mut self.h, n * stride, T::ZERO);
-        for (row, a) in self.factor.chunks_exact_mut(stride).zip(a.chunks_exact(n)) {
-            row.iter_mut().zip(a).for_each(|(out, a)| *out = T::from_f64(*a));
+        self.h.resize(n * n, T::ZERO);
+        T::invert(a, &mut self.v, &mut self.inverter, &mut self.h[..n * n])?;
+        let padded = n.next_multiple_of(LANES);
+        // An odd number of vectors, or rows would compete for the same cache lines.
+        self.stride = LANES * (n.div_ceil(LANES) | 1);
+        if self.v.len() < n * self.stride {
+            self.v.resize(n * self.stride, T::ZERO);
         }
-        resize(&mut self.initial, stride, T::ONE);
-        invert(&mut self.factor, n, stride, &mut self.h, &mut self.initial)?;
-        resize(&mut self.v, PANEL * stride, T::ZERO);
-        resize(&mut self.score, stride, T::INFINITY.bits());
-        resize(&mut self.weight, stride, T::ZERO);
-        resize(&mut self.diagonal, stride, T::ONE);
-        resize(&mut self.barrier, stride, T::INFINITY);
+        reset(&mut self.score, padded, T::INFINITY.bits());
+        reset(&mut self.weight, padded, T::ZERO);
+        reset(&mut self.diagonal, padded, T::ONE);
+        reset(&mut self.barrier, padded, T::INFINITY);
         for (i, weight) in weights.iter().enumerate() {
             self.weight[i] = T::from_f64(weight / scale);
-            self.diagonal[i] = self.h[i * stride + i];
+            self.diagonal[i] = self.h[i * n + i];
             self.barrier[i] = T::ZERO;
         }
-        self.initial.copy_from_slice(&self.diagonal);
+        self.initial.clone_from(&self.diagonal);
         self.slot.clear();
-        self.slot.extend(0..n as u32);
+        self.slot.extend(0..padded as u32);
+        // Padding reads something, and is barred.
+        self.slot[n..].fill(0);
         self.group.clear();
         self.group.extend_from_slice(group);
         Ok(())
@@ -108,17 +109,18 @@ impl<T: Real> Workspace<T> {
         budget: &mut [u32],
         emit: &mut impl FnMut(u32, f64),
     ) -> Result<(), PrecisionLost> {
-        let mut left = self.slot.len();
+        let mut left = self.group.len();
         for i in 0..left {
             if budget[self.group[i] as usize] == 0 {
                 self.barrier[i] = T::INFINITY;
             }
         }
+        let mut pivots = 0;
         while left > 0 {
             let width = left.next_multiple_of(LANES);
             let mut lowest = self.rescore(width);
-            let mut pivots = 0;
-            while pivots < PANEL && lowest < T::INFINITY.bits() {
+            let end = pivots + PANEL;
+            while pivots < end && lowest < T::INFINITY.bits() {
                 let p = position(&self.score[..width], lowest);
                 let pivot = self.diagonal[p];
                 if !(pivot > T::SPARE * self.initial[p] && pivot > T::TINY) {
@@ -135,7 +137,6 @@ impl<T: Real> Workspace<T> {
             if left == before {
                 return Err(PrecisionLost); // candidates without a finite score
             }
-            downdate(&mut self.h, &self.v[..pivots * self.stride], self.stride, left);
         }
         Ok(())
     }
@@ -170,17 +171,19 @@ impl<T: Real> Workspace<T> {
         }
     }
 
-    /// Forms pivot row number `t` of the panel for position `p`, and lets w and diag H follow.
+    /// Forms pivot row number `t` for position `p`, and lets w and diag H follow.
     #[inline(always)]
     fn eliminate(&mut self, p: usize, t: usize, pivot: T, width: usize) {
-        let stride = self.stride;
+        let (stride, n) = (self.stride, self.group.len());
         let root = T::ONE / pivot.sqrt();
         let step = self.weight[p] * root;
         let (before, row) = self.v.split_at_mut(t * stride);
         let row = &mut row[..width];
-        row.copy_from_slice(&self.h[p * stride..p * stride + width]);
-        let factor = |s: usize| -before[s * stride + p];
-        add_rows(row, before, stride, 0, 0..t, factor);
+        let h = &self.h[self.slot[p] as usize * n..][..n];
+        row.iter_mut().zip(&self.slot[..width]).for_each(|(v, &j)| *v = h[j as usize]);
+        self.factor.clear();
+        self.factor.extend(before.chunks_exact(stride).map(|v| -v[p]));
+        add_rows(row, before, stride, &self.factor);
         let (w, d) = (&mut self.weight[..width], &mut self.diagonal[..width]);
         for j in 0..width {
             let v = row[j] * root;
@@ -190,11 +193,10 @@ impl<T: Real> Workspace<T> {
         }
     }
 
-    /// Fills the places of positions that are candidates no more from the end, in H, in the panel
+    /// Fills the places of positions that are candidates no more from the end, in the pivot rows
     /// and everywhere else; returns how many candidates are left.
     #[inline(always)]
     fn gather(&mut self, mut left: usize, pivots: usize) -> usize {
-        let stride = self.stride;
         let open = |barrier: &T| *barrier < T::INFINITY;
         self.moves.clear();
         let mut to = 0;
@@ -210,7 +212,6 @@ impl<T: Real> Workspace<T> {
             }
         }
         for &(from, to) in &self.moves {
-            self.h.copy_within(from * stride..(from + 1) * stride, to * stride);
             self.weight[to] = self.weight[from];
             self.diagonal[to] = self.diagonal[from];
             self.initial[to] = self.initial[from];
@@ -218,36 +219,24 @@ impl<T: Real> Workspace<T> {
             self.slot[to] = self.slot[from];
             self.group[to] = self.group[from];
         }
-        for row in self.h.chunks_exact_mut(stride).take(left) {
+        for row in self.v.chunks_exact_mut(self.stride).take(pivots) {
             self.moves.iter().for_each(|&(from, to)| row[to] = row[from]);
         }
-        for row in self.v.chunks_exact_mut(stride).take(pivots) {
-            self.moves.iter().for_each(|&(from, to)| row[to] = row[from]);
-        }
-        for j in left..left.next_multiple_of(LANES).min(stride) {
+        for j in left..left.next_multiple_of(LANES) {
             self.barrier[j] = T::INFINITY;
         }
         left
     }
 }
 
-/// H ← H − VᵀV on the leading `n` positions (and the padding of their rows).
-#[inline(always)]
-fn downdate<T: Real>(h: &mut [T], panel: &[T], stride: usize, n: usize) {
-    let pivots = panel.len() / stride;
-    for (i, row) in h.chunks_exact_mut(stride).take(n).enumerate() {
-        let factor = |s: usize| -panel[s * stride + i];
-        add_rows(&mut row[..n.next_multiple_of(LANES)], panel, stride, 0, 0..pivots, factor);
-    }
-}
-
 /// The first position of `value`, which is there.
 #[inline(always)]
-fn position<T: PartialEq>(slice: &[T], value: T) -> usize {
-    slice.iter().position(|x| *x == value).expect("the minimum of the slice")
+fn position<T: PartialEq + Copy>(slice: &[T], value: T) -> usize {
+    let at = slice.iter().zip(0u32..).map(|(x, j)| if *x == value { j } else { u32::MAX });
+    at.min().expect("scores of candidates") as usize
 }
 
-fn resize<T: Copy>(buffer: &mut Vec<T>, len: usize, value: T) {
+fn reset<T: Copy>(buffer: &mut Vec<T>, len: usize, value: T) {
     buffer.clear();
     buffer.resize(len, value);
 }

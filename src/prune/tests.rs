@@ -235,8 +235,9 @@ fn assert_greedy(n: usize, relative: f64, pattern: Pattern, lose: usize, of: usi
 
 #[test]
 fn greedy_is_the_brute_force() {
-    // 1e-6 needs the f64 kernel; 140 is wider than the kernel's chunk of columns.
-    for (n, relative) in [(1, 0.1), (2, 0.1), (17, 0.1), (70, 1e-3), (40, 1e-6), (140, 0.1)] {
+    // 1e-6 needs the f64 kernel; 128 and 140 go through sums of every width.
+    let easy = [(1, 0.1), (2, 0.1), (17, 0.1), (128, 0.1), (140, 0.1)];
+    for (n, relative) in easy.into_iter().chain([(70, 1e-3), (40, 1e-6)]) {
         assert_greedy(n, relative, Pattern::Unstructured, n, n);
     }
 }

@@ -5,6 +5,7 @@ mod adapters;
 mod cli;
 mod contract;
 mod energies;
+mod networks;
 mod pruning;
 mod queries;
 mod rows;

@@ -3,7 +3,7 @@
     PYTHONPATH=third_party/python python3 tests/oracle/mam_check.py target/release/hone
 
 The nets are made here: two perceptrons in one file, and an image net with a mask and a step that
-`hone mam adapt` brings under the contract. Exits with 1 if a check fails, and ends with a line
+`hone mam adapt` brings under the contract; those that `hone mam train` builds follow. Exits with 1 if a check fails, and ends with a line
 `N passed, N failed`.
 """
 
@@ -284,6 +284,27 @@ def image_net(checks, binary, folder):
                  "an adapted net")
 
 
+def trained_nets(checks, binary, folder):
+    """Each network that hone builds: a file that ONNX's checker takes, and the same answers."""
+    random = np.random.RandomState(5)
+    rows = random.randint(0, VALUES, (80, LENGTH))
+    data = folder / "train.csv"
+    np.savetxt(data, rows, fmt="%d", delimiter=",")
+    asked = np.where(random.rand(80, LENGTH) < 0.4, -1, rows)
+    masked = folder / "masked.csv"
+    np.savetxt(masked, asked, fmt="%d", delimiter=",")
+    nets = [["mlp"], ["transformer", "--heads", 2], ["conv"], ["conv", "--padding", "torus"]]
+    for i, network in enumerate(nets):
+        model = folder / f"trained{i}.onnx"
+        hone(checks, binary, "train", "--data", data, "--shape", "3,3", "--output", model,
+             "--conditional-steps", 20, "--marginal-steps", 20, "--hidden", 8, "--layers", 2,
+             "--network", *network)
+        onnx.checker.check_model(str(model), full_check=True)
+        lines = hone(checks, binary, "score", model, "--data", masked, "--method", "theta")
+        theta = [json.loads(line)["theta"] for line in lines.splitlines()]
+        checks.close(theta, Reference(model).theta(asked), f"theta of {network}")
+
+
 def main():
     binary = pathlib.Path(sys.argv[1]).resolve()
     checks = Checks()
@@ -295,6 +316,7 @@ def main():
         for part in [scores, conditionals, draws, normaliser]:
             part(checks, binary, model, reference, folder)
         image_net(checks, binary, folder)
+        trained_nets(checks, binary, folder)
         inspected = json.loads(hone(checks, binary, "inspect", model, "--json"))
         checks.close(inspected["log_z"], reference.log_z, "log Z")
     print(f"{checks.passed} passed, {checks.failed} failed")

@@ -96,8 +96,9 @@ impl Course<'_> {
         let (c, o) = (&self.run.contract, self.run.options);
         let uniform: Vec<Vec<f64>> =
             c.cardinalities.iter().map(|&k| vec![-(k as f64).ln(); k]).collect();
-        let phi = networks::conditional(c, o.size, &uniform, o.seed);
-        let theta = networks::marginal(c, o.size, &uniform, uniform_log_z(c), o.seed);
+        let phi = networks::conditional(c, o.network, o.size, &uniform, o.seed)?;
+        let log_z = uniform_log_z(c);
+        let theta = networks::marginal(c, o.network, o.size, &uniform, log_z, o.seed)?;
         let nets = networks::joint(&phi, &theta);
         let objective = self.learning.objective;
         let shard = objective.shard(o.batch, c.length);

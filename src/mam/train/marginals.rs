@@ -84,11 +84,11 @@ pub fn train(
     Ok(stored(net, &trainer.result()))
 }
 
-/// Trajectories in a pool: an even number.
+/// Trajectories in a pool: a multiple of three.
 fn pool_size(task: &Task) -> usize {
     let wanted = task.run.options.marginal_steps.saturating_mul(task.run.options.batch as u64);
     let prefixes = POOL.min(usize::try_from(wanted / LEAST_POOLS).unwrap_or(POOL));
-    (prefixes / (task.run.contract.length + 1)).max(2).next_multiple_of(2)
+    (prefixes / (task.run.contract.length + 1)).max(3).next_multiple_of(3)
 }
 
 /// Steps that a pool is good for, by the prefixes that complete rows have.
@@ -148,7 +148,8 @@ fn combination(task: &Task, shard: usize) -> Tensor {
 }
 
 impl Pool {
-    /// Half of the trajectories from the data, half from φ, and their prefixes in random order.
+    /// A third of the trajectories from the data, a third that φ goes on with from somewhere on, a
+    /// third from φ alone; and their prefixes in random order.
     fn draw(task: &Task, teacher: &Mam, number: u64, cancel: &Cancel) -> Result<Pool> {
         let size = pool_size(task);
         let mut trajectories = Vec::with_capacity(size);
@@ -156,7 +157,7 @@ impl Pool {
         for i in 0..size {
             let mut random = task.run.stream(2, number * size as u64 + i as u64);
             let length = task.run.contract.length;
-            let (row, sites): (Vec<i32>, Vec<usize>) = if i < size / 2 {
+            let (mut row, sites): (Vec<i32>, Vec<usize>) = if i % 3 < 2 {
                 let row = task.rows[random.below(task.rows.len())].clone();
                 let sites = known_sites(&row).collect();
                 (row, sites)
@@ -164,7 +165,11 @@ impl Pool {
                 (vec![-1; length], (0..length).collect())
             };
             let order = random.permutation(sites.len());
-            let order = order.into_iter().map(|s| sites[s as usize] as u32).collect();
+            let order: Vec<u32> = order.into_iter().map(|s| sites[s as usize] as u32).collect();
+            if i % 3 == 1 {
+                let kept = random.below(order.len());
+                order[kept..].iter().for_each(|&site| row[site as usize] = -1);
+            }
             trajectories.push(Trajectory { row, order, sums: vec![0.0] });
             randoms.push(random);
         }

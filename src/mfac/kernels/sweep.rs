@@ -14,11 +14,6 @@ use super::syrk::{at, half_len, offset};
 use super::tile::{self, HEIGHT, NARROW, WIDTH};
 use super::transpose::{SIDE, interleave};
 
-/// How many times smaller than its diagonal element a pivot may be, and how many times larger than
-/// the inverse of that element the inverse's: rounding is magnified as much, and with it the sums
-/// of many products in f32 still keep three digits.
-const INFLATION: f32 = 128.0;
-
 /// A square of 24, row-major.
 type Block = [f32; WIDTH * WIDTH];
 
@@ -33,8 +28,10 @@ pub struct Scratch {
 
 /// −A⁻¹ in place of the half of A (n×n); false when A has too few digits for it in f32.
 ///
+/// That is when a pivot is more than `inflation` times smaller than its diagonal element, or the
+/// inverse's diagonal element larger than the inverse of A's: rounding is magnified as much.
 /// `half` is then spoiled.
-pub fn negative_inverse(n: usize, half: &mut [f32], scratch: &mut Scratch) -> bool {
+pub fn negative_inverse(n: usize, half: &mut [f32], inflation: f32, scratch: &mut Scratch) -> bool {
     debug_assert_eq!(half.len(), half_len(n));
     let Scratch { rows, swept, diagonal } = scratch;
     diagonal.clear();
@@ -42,7 +39,7 @@ pub fn negative_inverse(n: usize, half: &mut [f32], scratch: &mut Scratch) -> bo
     rows.resize(strips(n) * WIDTH * WIDTH, 0.0);
     swept.resize(strips(n) * WIDTH * WIDTH, 0.0);
     for p in 0..strips(n) {
-        let Some(inverse) = pivot_block(n, p, half, diagonal) else {
+        let Some(inverse) = pivot_block(n, p, half, diagonal, inflation) else {
             return false;
         };
         read_rows(n, p, half, rows);
@@ -53,7 +50,7 @@ pub fn negative_inverse(n: usize, half: &mut [f32], scratch: &mut Scratch) -> bo
     // False for NaN as well.
     diagonal.iter().enumerate().all(|(i, &a)| {
         let inverse = -half[at(n, i, i)];
-        inverse > 0.0 && a * inverse <= INFLATION
+        inverse > 0.0 && a * inverse <= inflation
     })
 }
 
@@ -63,7 +60,13 @@ fn width(n: usize, p: usize) -> usize {
 }
 
 /// −A_PP⁻¹ of strip p, zeros past its width.
-fn pivot_block(n: usize, p: usize, half: &[f32], diagonal: &[f32]) -> Option<Box<Block>> {
+fn pivot_block(
+    n: usize,
+    p: usize,
+    half: &[f32],
+    diagonal: &[f32],
+    inflation: f32,
+) -> Option<Box<Block>> {
     let k = width(n, p);
     let mut block = Box::new([0.0; WIDTH * WIDTH]);
     let corner = &half[offset(n, p)..][..k * WIDTH];
@@ -77,15 +80,15 @@ fn pivot_block(n: usize, p: usize, half: &[f32], diagonal: &[f32]) -> Option<Box
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
         // SAFETY: the processor has both features; the function is safe otherwise.
-        return unsafe { sweep_block_avx2(&mut block, diagonal) }.then_some(block);
+        return unsafe { sweep_block_avx2(&mut block, diagonal, inflation) }.then_some(block);
     }
-    sweep_block(&mut block, diagonal, |a, b, c| a * b + c).then_some(block)
+    sweep_block(&mut block, diagonal, inflation, |a, b, c| a * b + c).then_some(block)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn sweep_block_avx2(block: &mut Block, diagonal: &[f32]) -> bool {
-    sweep_block(block, diagonal, f32::mul_add)
+fn sweep_block_avx2(block: &mut Block, diagonal: &[f32], inflation: f32) -> bool {
+    sweep_block(block, diagonal, inflation, f32::mul_add)
 }
 
 /// Sweeps the indices of the block, a few at a time; false at a pivot that is too small.
@@ -96,6 +99,7 @@ fn sweep_block_avx2(block: &mut Block, diagonal: &[f32]) -> bool {
 fn sweep_block(
     block: &mut Block,
     diagonal: &[f32],
+    inflation: f32,
     multiply_add: impl Fn(f32, f32, f32) -> f32,
 ) -> bool {
     const FEW: usize = 4;
@@ -106,7 +110,7 @@ fn sweep_block(
             (&mut block[first * WIDTH..][..FEW * WIDTH]).try_into().expect("24 is 6 times 4");
         for p in first..k.min(first + FEW) {
             let pivot = few[(p - first) * WIDTH + p];
-            sound &= pivot * INFLATION >= diagonal[p] && pivot > 0.0;
+            sound &= pivot * inflation >= diagonal[p] && pivot > 0.0;
             // Whole rows at a time: a single number written would stall the read of its vector.
             let keep: [f32; WIDTH] = std::array::from_fn(|j| if j == p { 0.0 } else { 1.0 });
             let (inverse, mut row) = (1.0 / pivot, [0.0; WIDTH]);
@@ -236,7 +240,7 @@ mod tests {
     fn inverses_match_dense_ones_at_all_sizes() {
         for n in [1, 3, 8, 17, 24, 25, 48, 64, 100, 128, 193, 256] {
             let (mut half, want) = problem(n, 2 * n + 3, 0.05);
-            assert!(negative_inverse(n, &mut half, &mut Scratch::default()), "{n}");
+            assert!(negative_inverse(n, &mut half, 128.0, &mut Scratch::default()), "{n}");
             let largest = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
             for (i, j) in (0..n).flat_map(|i| (0..=i).map(move |j| (i, j))) {
                 let (got, want) = (-f64::from(half[at(n, i, j)]), want[i * n + j]);
@@ -248,11 +252,11 @@ mod tests {
     #[test]
     fn what_has_too_few_digits_is_refused() {
         let (mut half, _) = problem(60, 20, 1e-5);
-        assert!(!negative_inverse(60, &mut half, &mut Scratch::default()));
+        assert!(!negative_inverse(60, &mut half, 128.0, &mut Scratch::default()));
         for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
             let (mut half, _) = problem(30, 80, 0.1);
             half[at(30, 27, 27)] = bad;
-            assert!(!negative_inverse(30, &mut half, &mut Scratch::default()), "{bad}");
+            assert!(!negative_inverse(30, &mut half, 128.0, &mut Scratch::default()), "{bad}");
         }
     }
 }

@@ -8,6 +8,7 @@
 use super::ahead::Ahead;
 use super::panel::strips;
 use super::tile::{self, HALF, HEIGHT, NARROW, Tile, WIDTH};
+use super::transpose::{SIDE, interleave};
 
 /// The most rows summed in f32 before they are added to f64 sums: 24 columns of 192 rows and the 4
 /// of the other operand fit a first-level cache of 32 KiB.
@@ -118,6 +119,31 @@ pub fn expand<T: Copy + Into<f64>>(n: usize, half: &[T], scale: f64, out: &mut [
     }
 }
 
+/// Writes H to the dense row-major `out` (n×n), both halves, in f32.
+pub fn mirror(n: usize, half: &[f32], out: &mut [f32]) {
+    assert_eq!(out.len(), n * n);
+    for s in 0..strips(n) {
+        let (first, end) = (s * WIDTH, n.min((s + 1) * WIDTH));
+        let strip = &half[offset(n, s)..offset(n, s + 1)];
+        let line = |i: usize| &strip[(i - first) * WIDTH..][..end - first];
+        for i in first..n {
+            let own = end.min(i + 1);
+            out[i * n + first..i * n + own].copy_from_slice(&line(i)[..own - first]);
+        }
+        // Eight rows at a time below the corner; in it and at the end one by one.
+        let eights = (n - end) / SIDE;
+        for i in (0..eights).map(|e| end + e * SIDE) {
+            let lines = std::array::from_fn(|r| line(i + r));
+            interleave(lines, end - first, &mut out[first * n + i..], n);
+        }
+        for i in (first..end).chain(end + eights * SIDE..n) {
+            for j in first..end.min(i) {
+                out[j * n + i] = strip[(i - first) * WIDTH + j - first];
+            }
+        }
+    }
+}
+
 /// Where strip s begins.
 pub fn offset(n: usize, s: usize) -> usize {
     // Strip t has `rows − 24·t` rows of 24; the sum of an arithmetic progression.
@@ -129,7 +155,7 @@ pub fn offset(n: usize, s: usize) -> usize {
 mod tests {
     use super::*;
     use crate::mfac::kernels::panel;
-    use crate::mfac::tolerance::{Rng, assert_rounding, gram_columns};
+    use crate::mfac::tolerance::{Rng, assert_exact, assert_rounding, gram_columns, widen};
 
     #[test]
     fn halves_match_a_dense_product_at_odd_sizes() {
@@ -147,6 +173,9 @@ mod tests {
             let (mut got, want) = (vec![f64::NAN; n * n], gram_columns(&rows, k, n));
             expand(n, &single, 1.0, &mut got);
             assert_rounding(&got, &want, k);
+            let mut both = vec![f32::NAN; n * n];
+            mirror(n, &single, &mut both);
+            assert_exact(&widen(&both), &got);
             expand(n, &half, 0.5, &mut got);
             assert_rounding(&got, &want, k);
             for (i, j) in (0..n).flat_map(|i| (0..n).map(move |j| (i, j))) {

@@ -328,12 +328,25 @@ pub struct Train {
     /// How sites are laid out for display, such as 28,28; by default as the array.
     #[arg(long, value_name = "SIDES", value_delimiter = ',', help_heading = "Rows")]
     pub shape: Vec<usize>,
-    /// Units of a hidden layer of either net.
-    #[arg(long, default_value_t = 256, help_heading = "Training")]
-    pub hidden: usize,
-    /// Hidden layers.
-    #[arg(long, default_value_t = 3, help_heading = "Training")]
-    pub layers: usize,
+    /// What either net is: mlp (residual perceptrons), transformer (over the sites), or conv (3x3
+    /// convolutions of rows with two sides: see --shape).
+    #[arg(long, default_value = "mlp", value_parser = ["mlp", "transformer", "conv"])]
+    #[arg(help_heading = "Network")]
+    pub network: String,
+    /// Units of a hidden layer, per site for a transformer, channels for conv; by default 256, 64
+    /// or 32.
+    #[arg(long, value_name = "UNITS", help_heading = "Network")]
+    pub hidden: Option<usize>,
+    /// Hidden layers; by default 3, for conv 4.
+    #[arg(long, value_name = "COUNT", help_heading = "Network")]
+    pub layers: Option<usize>,
+    /// Attention heads of a transformer, which divide its units; by default 4.
+    #[arg(long, value_name = "COUNT", help_heading = "Network")]
+    pub heads: Option<usize>,
+    /// What conv finds beyond an edge: zero, or torus (the opposite edge, and no site is told from
+    /// others); by default torus for an Ising energy, else zero.
+    #[arg(long, value_parser = ["zero", "torus"], help_heading = "Network")]
+    pub padding: Option<String>,
     /// Steps of stage 1, in which φ learns.
     #[arg(long, default_value_t = 4000, value_name = "STEPS", help_heading = "Training")]
     pub conditional_steps: u64,

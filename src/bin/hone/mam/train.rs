@@ -11,13 +11,16 @@ use hone::mam::train::{
     Curve, Energy, EnergyFigures, EnergyGraph, EnergyOptions, Figures, Method, Objective,
     Regression, TrainOptions, TrainReport, train, train_by_energy,
 };
-use hone::mam::{Rows, Size, read_training_rows};
+use hone::mam::{Network, Rows, Size, read_training_rows};
 
 use super::arguments::Train;
 use super::usage;
 
 /// Every so many rows one is held out, unless rows to hold out are given.
 const HELD_OUT_EVERY: usize = 10;
+
+/// Attention heads unless told otherwise.
+const USUAL_HEADS: usize = 4;
 
 pub fn run(a: &Train, cancel: &Cancel) -> Result<()> {
     if !folder_of(&a.output).is_dir() {
@@ -30,7 +33,7 @@ pub fn run(a: &Train, cancel: &Cancel) -> Result<()> {
         Some(path) => (all, read_training_rows(path, a.reading.threshold, a.reading.limit)?),
         None => all.split(HELD_OUT_EVERY)?,
     };
-    let options = options(a);
+    let options = options(a)?;
     eprintln!(
         "{} rows of {} sites to learn from, {} held out",
         rows.len(),
@@ -78,7 +81,7 @@ fn by_energy(a: &Train, cancel: &Cancel) -> Result<()> {
         _ => Objective::Balance,
     };
     let learning = EnergyOptions { objective, steps: a.steps };
-    let (options, checkpoint) = (options(a), a.checkpoint.as_deref());
+    let (options, checkpoint) = (options(a)?, a.checkpoint.as_deref());
     let mut report = Reporter::default();
     let trained = train_by_energy(
         &energy,
@@ -135,14 +138,39 @@ fn figures_text(f: &EnergyFigures) -> String {
     )
 }
 
-fn options(a: &Train) -> TrainOptions {
+fn network(a: &Train) -> Result<Network> {
+    let network = match a.network.as_str() {
+        "transformer" => Network::Transformer { heads: a.heads.unwrap_or(USUAL_HEADS) },
+        "conv" => {
+            let of_torus = a.energy.as_ref().is_some_and(|e| e.starts_with("ising:"));
+            let torus = a.padding.as_ref().map_or(of_torus, |padding| padding == "torus");
+            Network::Conv { torus }
+        }
+        _ => Network::Mlp,
+    };
+    if a.heads.is_some() && a.network != "transformer" {
+        return Err(usage("--heads: only --network transformer has any"));
+    }
+    if a.padding.is_some() && a.network != "conv" {
+        return Err(usage("--padding: only --network conv has any"));
+    }
+    Ok(network)
+}
+
+fn options(a: &Train) -> Result<TrainOptions> {
+    let network = network(a)?;
+    let usual = network.usual_size();
     let (method, usual_rate) = match a.optimizer.as_str() {
         "mfac" => (Method::Mfac { window: a.window as usize, damping: a.damping }, 5e-3),
         _ => (Method::Adam, 1e-3),
     };
     let all = || std::thread::available_parallelism().map_or(1, |n| n.get());
-    TrainOptions {
-        size: Size { hidden: a.hidden, layers: a.layers },
+    Ok(TrainOptions {
+        network,
+        size: Size {
+            hidden: a.hidden.unwrap_or(usual.hidden),
+            layers: a.layers.unwrap_or(usual.layers),
+        },
         conditional_steps: a.conditional_steps,
         marginal_steps: a.marginal_steps,
         batch: a.batch,
@@ -158,7 +186,7 @@ fn options(a: &Train) -> TrainOptions {
         seed: a.seed,
         threads: a.threads.map_or_else(all, usize::from),
         report_every: a.report_every,
-    }
+    })
 }
 
 /// What the data and the options say of the model.
