@@ -354,7 +354,8 @@ typedef struct hone_job hone_job;
 /// An ONNX model.
 typedef struct hone_model hone_model;
 
-/// An optimizer with its state, for the process it is made in. Steps from several threads take turns.
+/// An optimizer with its state, for the process it is made in. Steps of several threads take
+/// turns.
 typedef struct hone_optimizer hone_optimizer;
 
 /// A JSON document. Its first member, `schema`, names a schema in which members are only ever

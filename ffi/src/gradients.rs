@@ -135,7 +135,7 @@ pub extern "C" fn hone_gradients_free(gradients: Option<Box<hone_gradients>>) {
 
 impl hone_gradients {
     fn lock(&self) -> Result<MutexGuard<'_, State>, hone_error> {
-        self.0.check("object")?;
+        self.0.check("gradients")?;
         // A row that is not counted yet may be half written, and nothing else.
         Ok(self.1.lock().unwrap_or_else(PoisonError::into_inner))
     }

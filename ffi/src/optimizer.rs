@@ -128,7 +128,8 @@ pub struct hone_optimizer_options {
 // SAFETY: plain data of C without padding that starts with its size.
 unsafe impl Extensible for hone_optimizer_options {}
 
-/// An optimizer with its state, for the process it is made in. Steps from several threads take turns.
+/// An optimizer with its state, for the process it is made in. Steps of several threads take
+/// turns.
 pub struct hone_optimizer {
     process: Process,
     plan: Plan,

@@ -19,6 +19,7 @@ use crate::error::{guard, hone_error};
 use crate::job::{hone_job, hone_observer, submit};
 use crate::model::hone_model;
 use crate::options::{self, Extensible};
+use crate::process::Process;
 use crate::report::hone_report;
 
 /// By which half of a marginalization model a question is answered.
@@ -131,6 +132,7 @@ unsafe impl Extensible for hone_check_options {}
 /// is not one of its site, say, gets NaN; asked alone, it is the error of the call.
 pub struct hone_scorer {
     home: Arc<Home>,
+    process: Process,
     threads: usize,
     mam: Arc<Mam>,
 }
@@ -162,7 +164,7 @@ pub unsafe extern "C" fn hone_scorer_new(
         let models: Vec<Model> = models.map(|m| Model::clone(&m.model)).collect();
         let _blocked = SignalsBlocked::new();
         let mam = Mam::from_models(&models, load, &Cancel::never())?;
-        give(out, hone_scorer { home, threads, mam: Arc::new(mam) });
+        give(out, hone_scorer { home, process: Process::here(), threads, mam: Arc::new(mam) });
         Ok(())
     })
 }
@@ -554,7 +556,7 @@ impl hone_scorer {
 
 fn scorer_here(scorer: Option<&hone_scorer>) -> Result<&hone_scorer, hone_error> {
     let scorer = given(scorer, "scorer")?;
-    scorer.home.engine.check_process()?;
+    scorer.process.check("scorer")?;
     Ok(scorer)
 }
 
