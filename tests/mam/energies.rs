@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hone::ErrorKind;
 use hone::cancel::Cancel;
 use hone::mam::train::{
-    Energy, EnergyGraph, EnergyOptions, Figures, Objective, TrainOptions, TrainReport,
+    Energy, EnergyGraph, EnergyOptions, Figures, Method, Objective, TrainOptions, TrainReport,
     TrainedByEnergy, train_by_energy,
 };
 use hone::mam::{Rows, Size};
@@ -92,6 +92,21 @@ fn both_objectives_learn_the_marginals_and_log_z() {
             assert!((found.log_z - log_z).abs() < 0.05, "{found:?}");
         }
     }
+}
+
+#[test]
+fn mfac_learns_an_energy_too() {
+    let energy = ising("2x3,coupling=0.3,field=0.2");
+    let method = Method::Mfac { window: 32, damping: 100.0 };
+    let options = TrainOptions { method, learning_rate: 0.03, report_every: 100, ..options() };
+    let learning = EnergyOptions { objective: Objective::Balance, steps: 300 };
+    let (c, cancel, mut losses) = (energy.contract(), Cancel::new(), Vec::new());
+    let mut watch = |r: &TrainReport| losses.push(r.loss);
+    let found = train_by_energy(&energy, &c, &learning, &options, None, &mut watch, &cancel);
+    let figures = found.unwrap().figures;
+    assert!(losses[2] < 0.2 * losses[0], "{losses:?}");
+    // It began with uniform rows, whose gap is log Z − log 2^6, above 1.
+    assert!(figures.gap.unwrap() < 0.1, "{figures:?}");
 }
 
 #[test]

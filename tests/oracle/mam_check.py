@@ -3,8 +3,8 @@
     PYTHONPATH=third_party/python python3 tests/oracle/mam_check.py target/release/hone
 
 The nets are made here: two perceptrons in one file, and an image net with a mask and a step that
-`hone mam adapt` brings under the contract; those that `hone mam train` builds follow. Exits with 1 if a check fails, and ends with a line
-`N passed, N failed`.
+`hone mam adapt` brings under the contract; those that `hone mam train` builds follow. Exits with 1
+if a check fails, and ends with a line `N passed, N failed`.
 """
 
 import json
