@@ -73,11 +73,11 @@ fn outputs_that_cannot_be_are_refused_before_any_work() {
     fs::copy(root().join(MODEL), &own).unwrap();
     let before = fs::read(&own).unwrap();
     let run = prune(&own, CALIBRATION, &own, &["--sparsity", "0.5"]);
-    run.fails(2, &["--output", "the model itself", "another file"]);
+    run.fails(2, &["the output", "the model itself", "another file"]);
     assert!(fs::read(&own).unwrap() == before, "the model is as it was");
 
     let run = prune(MODEL, CALIBRATION, folder.0.path(), &["--sparsity", "0.5"]);
-    run.fails(2, &["--output", "is a folder"]);
+    run.fails(2, &["the output", "is a folder"]);
     folder.holds(&["model.onnx"]);
 }
 
@@ -107,7 +107,7 @@ fn options_out_of_range_are_usage_errors() {
 fn a_build_without_cuda_says_so() {
     let eval =
         |device| hone(["eval", MODEL, "--data", CALIBRATION, "--limit", "8", "--device", device]);
-    eval("cuda").fails(7, &["CUDA", "`cuda` feature", "--device cpu"]);
+    eval("cuda").fails(7, &["CUDA", "`cuda` feature", "device cpu"]);
     let run = eval("auto");
     assert_eq!(run.code, Some(0), "{run:?}");
     assert!(run.stderr.contains("warn") && run.stderr.contains("CPU"), "{run:?}");

@@ -204,7 +204,7 @@ fn an_energy_graph_is_learnt_and_a_bad_one_is_refused() {
         let error = saved(graph, &[], values).unwrap_err().to_string();
         assert!(error.contains("energy.onnx") && error.contains(what), "{error}");
     };
-    refused(&graph(0.5), &[], "--values");
+    refused(&graph(0.5), &[], "how many values has a site");
     refused(&graph(0.5), &[2, 2], "do not fit 4 sites");
     refused(&graph(-1.0), &[2], "row [1, 1, 1, 1] is -inf");
     let mut other = graph(0.5);
