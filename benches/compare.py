@@ -119,7 +119,7 @@ def arguments():
 
 def is_random(row, calibration):
     """Whether the seed can change a row's result by more than rounding."""
-    if row in HONE:
+    if row in ROWS:
         return ROWS[row][2]
     with np.load(calibration) as archive:
         whole = 1024 % len(archive["labels"]) == 0

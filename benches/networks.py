@@ -2,7 +2,7 @@
 """More trained networks for benches/compare.py: LeNet-300-100, a MobileNetV2-like, a small ViT.
 
     apt-get install python3-torch dataset-fashion-mnist     # Debian: torch 1.13 (CPU), MIT-licensed data
-    /usr/bin/python3 benches/networks.py mlp                # 4 minutes on one core; mobilenet and vit 20
+    /usr/bin/python3 benches/networks.py mlp mobilenet vit  # half an hour on one core
 
 Writes target/networks/NAME.onnx: float32 [N, 1, 28, 28] in 0..1 -> logits
 [N, 10], trained on the split of examples/fashion/make.py, so that the calibration and test samples
@@ -64,7 +64,7 @@ class MLP(nn.Module):
 
 
 class MobileNet(nn.Module):
-    rate, epochs = 0.1, 6
+    rate, epochs = 0.1, 4
 
     def __init__(self):
         super().__init__()
@@ -102,7 +102,7 @@ class Layer(nn.Module):
 
 
 class ViT(nn.Module):
-    rate, epochs = 2e-3, 8
+    rate, epochs = 2e-3, 5
 
     def __init__(self, width=64, layers=3, heads=4):
         super().__init__()

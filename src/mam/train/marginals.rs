@@ -167,7 +167,7 @@ impl Pool {
             let order = random.permutation(sites.len());
             let order: Vec<u32> = order.into_iter().map(|s| sites[s as usize] as u32).collect();
             if i % 3 == 1 {
-                let kept = random.below(order.len());
+                let kept = random.below(order.len().max(1));
                 order[kept..].iter().for_each(|&site| row[site as usize] = -1);
             }
             trajectories.push(Trajectory { row, order, sums: vec![0.0] });
