@@ -285,7 +285,7 @@ mod tests {
         assert_eq!(kind(vec![7..7]), ErrorKind::Usage);
         assert_eq!(kind(vec![0..1 << 29]), ErrorKind::Memory);
         assert_eq!(kind(vec![0..usize::MAX]), ErrorKind::Memory);
-        assert_eq!(BlockFisher::state_bytes(&[0..24]), 24 * 24 * 8);
+        assert_eq!(BlockFisher::state_bytes(&[0..32]), 32 * 32 * 8);
         let empty = BlockFisher::new(vec![]).unwrap();
         assert_eq!(empty.diagonal_mean(0..10), 0.0);
         let unfed = BlockFisher::new(vec![0..2]).unwrap();

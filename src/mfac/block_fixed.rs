@@ -21,7 +21,7 @@ use crate::error::{Context, Error, ErrorKind, Result, bail};
 /// Blocks that a thread takes one after another: while one is computed the next is fetched.
 const RUN: usize = 8;
 /// Gradients per step of a block: few, so that what is fetched ahead is spread over the step.
-const DEPTH: usize = 64;
+const DEPTH: usize = 128;
 /// The most gradients summed in f32; those sums are added up in f64.
 const SINGLE_SUMS: usize = 16 * DEPTH;
 /// What an inverse in f32 may magnify rounding by: with it the sums of many products in f32 still
@@ -35,13 +35,16 @@ pub struct BlockFixed<'a> {
     damping: f64,
     blocks: Vec<Range<usize>>,
     forms: Vec<Form<'a>>,
-    /// Halves of inverses, as `syrk` lays them out.
+    /// Halves of −F_Q⁻¹/m, as `syrk` lays them out: the sums over gradients are inverted as they
+    /// are and where they are.
     inverses: MmapMut,
+    /// What those are to be multiplied by, −m.
+    scale: f64,
 }
 
 #[derive(Debug)]
 enum Form<'a> {
-    /// F_Q⁻¹ in f32, among the inverses from this number on.
+    /// −F_Q⁻¹/m in f32, among the inverses from this number on.
     Inverse(usize),
     /// L of F_Q = LLᵀ, by columns.
     Factor(Vec<f64>),
@@ -109,7 +112,8 @@ impl<'a> BlockFixed<'a> {
             form.context(|| format!("weights {:?}", task.block))
         };
         let forms = tasks.into_iter().map(named).collect::<Result<_>>()?;
-        Ok(BlockFixed { dimension: gradients.dimension(), damping, blocks, forms, inverses })
+        let (dimension, scale) = (gradients.dimension(), -(gradients.count() as f64));
+        Ok(BlockFixed { dimension, damping, blocks, forms, inverses, scale })
     }
 
     /// The blocks, in order.
@@ -122,7 +126,7 @@ impl<'a> BlockFixed<'a> {
         let n = self.blocks[index].len();
         assert_eq!(out.len(), n * n);
         match &self.forms[index] {
-            Form::Inverse(start) => syrk::expand(n, self.half(*start, n), 1.0, out),
+            Form::Inverse(start) => syrk::expand(n, self.half(*start, n), self.scale, out),
             Form::Factor(factor) => dense::invert(factor, n, out, &mut vec![0.0; n * n]),
             Form::Dual(fixed) => fixed.block(&(0..n).collect::<Vec<_>>(), out),
         }
@@ -137,7 +141,8 @@ impl<'a> BlockFixed<'a> {
             Form::Inverse(start) => {
                 let half = self.half(*start, n);
                 out.iter_mut().enumerate().for_each(|(i, out)| {
-                    *out = f64::from(syrk::get(n, half, i, i)).min(1.0 / self.damping);
+                    let inverse = self.scale * f64::from(syrk::get(n, half, i, i));
+                    *out = inverse.min(1.0 / self.damping);
                 });
             }
             Form::Factor(factor) => {
@@ -169,7 +174,8 @@ impl<'a> BlockFixed<'a> {
             match form {
                 Form::Inverse(start) => {
                     multiply(block.len(), self.half(*start, block.len()), x, wide);
-                    out.iter_mut().zip(&*wide).for_each(|(out, &x)| *out = x as f32);
+                    let numbers = out.iter_mut().zip(&*wide);
+                    numbers.for_each(|(out, &x)| *out = (self.scale * x) as f32);
                 }
                 Form::Factor(factor) => {
                     wide.clear();
@@ -229,7 +235,6 @@ fn multiply(n: usize, half: &[f32], x: &[f32], y: &mut Vec<f64>) {
 struct Scratch {
     panels: Vec<f32>,
     row: Vec<f32>,
-    single: Vec<f32>,
     sweep: sweep::Scratch,
     wide: Vec<f64>,
     half: Vec<f64>,
@@ -254,7 +259,7 @@ fn prepare<'a>(
     });
 }
 
-/// F_Q⁻¹ in f32 to `inverse`; false where f32 has too few digits. Meanwhile the gradients `next`
+/// −F_Q⁻¹/m in f32 to `inverse`; false where f32 has too few digits. Meanwhile the gradients `next`
 /// are fetched.
 fn invert(
     gradients: Gradients<'_>,
@@ -264,30 +269,24 @@ fn invert(
     scratch: &mut Scratch,
 ) -> bool {
     let (m, n) = (gradients.count(), gradients.dimension());
-    let Scratch { panels, row, single, sweep, half, .. } = scratch;
-    let scale = 1.0 / m as f64;
-    single.resize(syrk::half_len(n), 0.0);
-    single.fill(0.0);
+    let Scratch { panels, row, sweep, half, .. } = scratch;
     row.resize(n, 0.0);
     half.clear();
     for start in (0..m).step_by(DEPTH) {
         let rows = start..m.min(start + DEPTH);
         pack(gradients, rows.clone(), panels, row);
         let ahead = &mut next.ahead(rows.clone(), 0..next.dimension());
-        syrk::add_single(n, rows.len(), panels, single, ahead);
+        syrk::add_single(n, rows.len(), panels, inverse, ahead);
         if m > SINGLE_SUMS && (rows.end % SINGLE_SUMS == 0 || rows.end == m) {
-            half.resize(single.len(), 0.0);
-            half.iter_mut().zip(&mut *single).for_each(|(h, s)| *h += f64::from(std::mem::take(s)));
+            half.resize(inverse.len(), 0.0);
+            let sums = half.iter_mut().zip(&mut *inverse);
+            sums.for_each(|(h, s)| *h += f64::from(std::mem::take(s)));
         }
     }
-    match half.is_empty() {
-        true => single.iter_mut().for_each(|s| *s = (scale * f64::from(*s)) as f32),
-        false => single.iter_mut().zip(half).for_each(|(s, h)| *s = (scale * *h) as f32),
-    }
-    (0..n).for_each(|i| single[syrk::at(n, i, i)] += damping as f32);
-    let sound = sweep::negative_inverse(n, single, INFLATION, sweep);
-    inverse.iter_mut().zip(&*single).for_each(|(out, s)| *out = -s);
-    sound
+    inverse.iter_mut().zip(half).for_each(|(s, h)| *s = *h as f32);
+    let damping = (m as f64 * damping) as f32;
+    (0..n).for_each(|i| inverse[syrk::at(n, i, i)] += damping);
+    sweep::negative_inverse(n, inverse, INFLATION, sweep)
 }
 
 /// L of F_Q, all in f64.

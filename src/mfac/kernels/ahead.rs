@@ -51,6 +51,15 @@ impl Ahead {
     }
 }
 
+/// Asks for all of what is computed on next but one.
+#[inline]
+pub fn soon<T>(numbers: &[T]) {
+    let start = numbers.as_ptr().cast::<u8>();
+    for line in (0..size_of_val(numbers)).step_by(LINE) {
+        ask_for(start.wrapping_add(line));
+    }
+}
+
 #[inline]
 fn ask_for(at: *const u8) {
     #[cfg(target_arch = "x86_64")]

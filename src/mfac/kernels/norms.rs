@@ -1,10 +1,10 @@
 //! Column norms of V = T·G for a lower triangular T, without storing V.
 //!
-//! T is packed once by groups of four rows, each only as deep as its last row is long; the four
+//! T is packed once by groups of eight rows, each only as deep as its last row is long; the eight
 //! rows of V they give are squared and summed while still in the tile.
 
 use super::ahead::Ahead;
-use super::tile::{HEIGHT, Tile, WIDTH, add_squares, product};
+use super::tile::{self, HEIGHT, Tile, WIDTH, add_squares};
 
 /// The length of a packed m×m lower triangle.
 pub fn packed_len(m: usize) -> usize {
@@ -27,7 +27,7 @@ pub fn pack(t: &[f64], m: usize, scale: f64, packed: &mut [f32]) {
     }
 }
 
-/// `norms[s·24 + c] = ‖T·g‖²` for the columns g of the strips in `panels` (m rows rounded up to 4,
+/// `norms[s·32 + c] = ‖T·g‖²` for the columns g of the strips in `panels` (m rows rounded up to 8,
 /// those past m zero), `depth` = that number of rows.
 pub fn column_norms(
     packed: &[f32],
@@ -46,7 +46,8 @@ pub fn column_norms(
         let (group, tail) = rest.split_at(HEIGHT * k);
         for (strip, norms) in panels.chunks_exact(WIDTH * depth).zip(norms.chunks_exact_mut(WIDTH))
         {
-            product(k, group, HEIGHT, strip, &mut tile);
+            tile.fill(0.0);
+            tile::add(k, group, HEIGHT, strip, false, &mut tile);
             add_squares(&tile, norms);
         }
         rest = tail;

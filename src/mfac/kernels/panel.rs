@@ -1,14 +1,14 @@
-//! Operands laid out for the tile: a matrix of n columns becomes strips of 24 columns, each strip
+//! Operands laid out for the tile: a matrix of n columns becomes strips of 32 columns, each strip
 //! contiguous and k rows deep, the last one padded with zeros.
 //!
-//! Strip s holds element (row, column) at `strip(s)[row·24 + column − 24·s]`. Rows 96 bytes apart
-//! keep clear of the cache conflicts of power-of-two strides, and the padding spares every kernel
-//! its edge cases.
-
+//! Strip s holds element (row, column) at `strip(s)[row·32 + column − 32·s]`: contiguous, so
+//! that no power-of-two stride of G makes cache lines collide. The padding spares every kernel its
+//! edge cases.
 #![allow(unsafe_code, reason = "functions compiled for processor features, else safe code")]
 
 use super::tile::WIDTH;
 use super::transpose::{SIDE, interleave};
+use super::vectors::widest;
 
 /// The number of strips of `n` columns.
 pub fn strips(n: usize) -> usize {
@@ -31,31 +31,20 @@ pub fn pack<T: From<f32> + Copy>(
     let strips = panels.chunks_exact_mut((WIDTH * k).max(1));
     for (strip, first) in strips.zip((0..n).step_by(WIDTH)) {
         let columns = &rows[first..(k - 1) * stride + n];
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has the feature; the function is safe otherwise.
-            unsafe { pack_strip_avx2(columns, stride, WIDTH.min(n - first), strip) };
-            continue;
-        }
         pack_strip(columns, stride, WIDTH.min(n - first), strip);
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn pack_strip_avx2<T: From<f32> + Copy>(
-    rows: &[f32],
-    stride: usize,
-    width: usize,
-    strip: &mut [T],
-) {
-    pack_strip(rows, stride, width, strip);
+widest! {
+    fn pack_strip<T: From<f32>>(rows: &[f32], stride: usize, width: usize, strip: &mut [T]) =
+        pack_any;
 }
 
 #[inline(always)]
-fn pack_strip<T: From<f32> + Copy>(rows: &[f32], stride: usize, width: usize, strip: &mut [T]) {
+fn pack_any<T: From<f32> + Copy>(rows: &[f32], stride: usize, width: usize, strip: &mut [T]) {
     match width {
         WIDTH => pack_numbers::<WIDTH, T>(rows, stride, strip),
+        24 => pack_numbers::<24, T>(rows, stride, strip),
         16 => pack_numbers::<16, T>(rows, stride, strip),
         8 => pack_numbers::<8, T>(rows, stride, strip),
         _ => {
@@ -73,7 +62,9 @@ fn pack_strip<T: From<f32> + Copy>(rows: &[f32], stride: usize, width: usize, st
 fn pack_numbers<const N: usize, T: From<f32> + Copy>(rows: &[f32], stride: usize, strip: &mut [T]) {
     for (packed, row) in strip.as_chunks_mut::<WIDTH>().0.iter_mut().zip(rows.chunks(stride)) {
         let row: &[f32; N] = row.first_chunk().expect("rows of at least so many numbers");
-        packed[..N].copy_from_slice(&row.map(T::from));
+        for j in 0..N {
+            packed[j] = T::from(row[j]);
+        }
         packed[N..].fill(T::from(0.0));
     }
 }
@@ -111,7 +102,7 @@ mod tests {
 
     #[test]
     fn packs_strips_and_pads_with_zeros() {
-        let (k, n, stride) = (3, 26, 30);
+        let (k, n, stride) = (3, 34, 38);
         let rows: Vec<f32> = (0..k * stride).map(|i| i as f32).collect();
         let mut panels = vec![f32::NAN; len(k, n)];
         pack(&rows, stride, k, n, &mut panels);
@@ -125,7 +116,7 @@ mod tests {
 
     #[test]
     fn columns_pack_like_the_rows_of_the_transpose() {
-        let (k, n) = (13, 26);
+        let (k, n) = (13, 34);
         let rows: Vec<f32> = (0..k * n).map(|i| i as f32).collect();
         let columns: Vec<Vec<f32>> = (0..strips(n) * WIDTH)
             .map(|j| (0..k).map(|i| if j < n { rows[i * n + j] } else { 0.0 }).collect())

@@ -3,8 +3,8 @@
 //! Sweeping a set P of indices turns A into
 //! −A_PP⁻¹ at P, A_RP A_PP⁻¹ beside it, and A_RR − A_RP A_PP⁻¹ A_PR elsewhere; once all are swept,
 //! −A⁻¹ is left. Here rows that are swept are kept with the other sign where they meet those that
-//! are not: both products are then those with N = −A_PP⁻¹. P is a strip of 24 at a time, so all but
-//! the inverse of a 24×24 block is done by the register tile, on the half that `syrk` lays out: n³
+//! are not: both products are then those with N = −A_PP⁻¹. P is a strip of 32 at a time, so all but
+//! the inverse of a 32×32 block is done by the register tile, on the half that `syrk` lays out: n³
 //! multiply-adds and additions, as for a Cholesky factorization and the inverse from it, in one
 //! loop without short cases.
 #![allow(unsafe_code, reason = "a function compiled for processor features, else safe code")]
@@ -13,14 +13,15 @@ use super::panel::strips;
 use super::syrk::{at, half_len, offset};
 use super::tile::{self, HEIGHT, NARROW, WIDTH};
 use super::transpose::{SIDE, interleave};
+use super::vectors::{Vectors, widest};
 
-/// A square of 24, row-major.
+/// A square of 32, row-major.
 type Block = [f32; WIDTH * WIDTH];
 
 /// What an inverse is computed in.
 #[derive(Clone, Debug, Default)]
 pub struct Scratch {
-    /// The rows of the strip being swept, and N = −A_PP⁻¹ times them: 24 rows of each strip.
+    /// The rows of the strip being swept, and N = −A_PP⁻¹ times them: 32 rows of each strip.
     rows: Vec<f32>,
     swept: Vec<f32>,
     diagonal: Vec<f32>,
@@ -77,77 +78,125 @@ fn pivot_block(
         }
     }
     let diagonal = &diagonal[p * WIDTH..][..k];
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        // SAFETY: the processor has both features; the function is safe otherwise.
-        return unsafe { sweep_block_avx2(&mut block, diagonal, inflation) }.then_some(block);
-    }
-    sweep_block(&mut block, diagonal, inflation, |a, b, c| a * b + c).then_some(block)
+    let fused = Vectors::here() != Vectors::Plain;
+    sweep_block(&mut block, diagonal, inflation, fused).then_some(block)
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn sweep_block_avx2(block: &mut Block, diagonal: &[f32], inflation: f32) -> bool {
-    sweep_block(block, diagonal, inflation, f32::mul_add)
+widest! {
+    fn sweep_block(block: &mut Block, diagonal: &[f32], inflation: f32, fused: bool) -> bool =
+        sweep_either;
 }
+
+/// Without an instruction for it a fused multiply-add would be a call of a slow function.
+#[inline(always)]
+fn sweep_either(block: &mut Block, diagonal: &[f32], inflation: f32, fused: bool) -> bool {
+    match fused {
+        true => sweep_any(block, diagonal, inflation, f32::mul_add),
+        false => sweep_any(block, diagonal, inflation, |a, b, c| a * b + c),
+    }
+}
+
+/// Indices swept together within a block.
+const FEW: usize = 4;
+/// Their rows.
+type Few = [f32; FEW * WIDTH];
 
 /// Sweeps the indices of the block, a few at a time; false at a pivot that is too small.
 ///
 /// With N the swept rows of those few, another row with the numbers f at their columns becomes
-/// itself, with zeros there, minus fN.
+/// itself, with zeros there, minus fN. Pivots wait for one another; so the next few rows come
+/// first, and while their pivots are divided by the processor updates the others.
 #[inline(always)]
-fn sweep_block(
+fn sweep_any(
     block: &mut Block,
     diagonal: &[f32],
     inflation: f32,
-    multiply_add: impl Fn(f32, f32, f32) -> f32,
+    multiply_add: impl Fn(f32, f32, f32) -> f32 + Copy,
 ) -> bool {
-    const FEW: usize = 4;
-    let k = diagonal.len();
-    let mut sound = true;
-    for first in (0..k).step_by(FEW) {
-        let few: &mut [f32; FEW * WIDTH] =
-            (&mut block[first * WIDTH..][..FEW * WIDTH]).try_into().expect("24 is 6 times 4");
-        for p in first..k.min(first + FEW) {
-            let pivot = few[(p - first) * WIDTH + p];
-            sound &= pivot * inflation >= diagonal[p] && pivot > 0.0;
-            // Whole rows at a time: a single number written would stall the read of its vector.
-            let keep: [f32; WIDTH] = std::array::from_fn(|j| if j == p { 0.0 } else { 1.0 });
-            let (inverse, mut row) = (1.0 / pivot, [0.0; WIDTH]);
-            for j in 0..WIDTH {
-                row[j] = inverse * (keep[j] * few[(p - first) * WIDTH + j] - (1.0 - keep[j]));
-            }
-            for i in 0..FEW {
-                let factor = -few[i * WIDTH + p];
-                for j in 0..WIDTH {
-                    let other = keep[j] * few[i * WIDTH + j];
-                    few[i * WIDTH + j] = multiply_add(factor, row[j], other);
-                }
-            }
-            few[(p - first) * WIDTH..][..WIDTH].copy_from_slice(&row);
+    let (k, groups) = (diagonal.len(), block.as_chunks_mut().0);
+    let mut sound = sweep_few(&mut groups[0], 0, diagonal, inflation, multiply_add);
+    let count = k.div_ceil(FEW);
+    for t in 0..count {
+        let (swept, next) = (groups[t], t + 1);
+        if next < count {
+            update_few(&mut groups[next], &swept, t, multiply_add);
+            sound &= sweep_few(&mut groups[next], next, diagonal, inflation, multiply_add);
         }
-        let few = *few;
-        let taken = first..first + FEW;
-        let keep: [f32; WIDTH] =
-            std::array::from_fn(|j| if taken.contains(&j) { 0.0 } else { 1.0 });
-        for (i, other) in block.chunks_exact_mut(WIDTH).enumerate().take(k) {
-            if taken.contains(&i) {
-                continue;
-            }
-            let factors: [f32; FEW] = std::array::from_fn(|t| -other[first + t]);
-            for j in 0..WIDTH {
-                let mut sum = keep[j] * other[j];
-                for t in 0..FEW {
-                    sum = multiply_add(factors[t], few[t * WIDTH + j], sum);
-                }
-                other[j] = sum;
-            }
+        for other in (0..count).filter(|o| *o != t && *o != next) {
+            update_few(&mut groups[other], &swept, t, multiply_add);
         }
     }
     sound
 }
 
-/// A_P· by strips, each 24 rows of 24; those of strip p itself and past n mean nothing.
+/// Sweeps the indices of group t within its rows.
+#[inline(always)]
+fn sweep_few(
+    few: &mut Few,
+    t: usize,
+    diagonal: &[f32],
+    inflation: f32,
+    multiply_add: impl Fn(f32, f32, f32) -> f32 + Copy,
+) -> bool {
+    let mut sound = true;
+    for (l, p) in (t * FEW..diagonal.len().min((t + 1) * FEW)).enumerate() {
+        let pivot = few[l * WIDTH + p];
+        sound &= pivot * inflation >= diagonal[p] && pivot > 0.0;
+        // Whole rows at a time: a single number written would stall the read of its vector.
+        let keep: &[f32; WIDTH] = ONE_OUT[WIDTH - p..].first_chunk().expect("p is below 32");
+        let (inverse, mut row) = (1.0 / pivot, [0.0; WIDTH]);
+        for j in 0..WIDTH {
+            row[j] = inverse * (keep[j] * few[l * WIDTH + j] - (1.0 - keep[j]));
+        }
+        for i in 0..FEW {
+            let factor = -few[i * WIDTH + p];
+            for j in 0..WIDTH {
+                let other = keep[j] * few[i * WIDTH + j];
+                few[i * WIDTH + j] = multiply_add(factor, row[j], other);
+            }
+        }
+        few[l * WIDTH..][..WIDTH].copy_from_slice(&row);
+    }
+    sound
+}
+
+/// Takes the swept rows of group t into a few other rows.
+#[inline(always)]
+fn update_few(
+    few: &mut Few,
+    swept: &Few,
+    t: usize,
+    multiply_add: impl Fn(f32, f32, f32) -> f32 + Copy,
+) {
+    let keep = FEW_OUT[WIDTH - t * FEW..].first_chunk::<WIDTH>().expect("a group of the block");
+    for other in few.as_chunks_mut::<WIDTH>().0 {
+        let mut factors = [0.0; FEW];
+        factors.copy_from_slice(&other[t * FEW..][..FEW]);
+        for j in 0..WIDTH {
+            other[j] *= keep[j];
+        }
+        for l in 0..FEW {
+            for j in 0..WIDTH {
+                other[j] = multiply_add(-factors[l], swept[l * WIDTH + j], other[j]);
+            }
+        }
+    }
+}
+
+/// Zeros for N columns among ones: from a place s before them on, 0 for the columns from s on. Read
+/// from memory, since a vector put together from pieces would stall its own read.
+const fn zeros_among_ones<const N: usize>() -> [f32; 2 * WIDTH] {
+    let (mut numbers, mut i) = ([1.0; 2 * WIDTH], WIDTH);
+    while i < WIDTH + N {
+        (numbers[i], i) = (0.0, i + 1);
+    }
+    numbers
+}
+
+static ONE_OUT: [f32; 2 * WIDTH] = zeros_among_ones::<1>();
+static FEW_OUT: [f32; 2 * WIDTH] = zeros_among_ones::<FEW>();
+
+/// A_P· by strips, each 32 rows of 32; those of strip p itself and past n mean nothing.
 fn read_rows(n: usize, p: usize, half: &[f32], rows: &mut [f32]) {
     let k = width(n, p);
     for (s, out) in rows.chunks_exact_mut(WIDTH * WIDTH).enumerate() {

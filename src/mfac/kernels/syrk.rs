@@ -1,18 +1,18 @@
 //! Symmetric products: H += Σ_k p_k p_kᵀ (n×n) from panels, the lower half only.
 //!
-//! H is kept in strips of 24 columns. Strip s holds, row-major, the rows from 24·s to n (rounded
-//! up to the tile's 4), so each 4×24 tile is contiguous and the strictly upper part is left out
+//! H is kept in strips of 32 columns. Strip s holds, row-major, the rows from 32·s to n (rounded
+//! up to the tile's 8), so each 8×32 tile is contiguous and the strictly upper part is left out
 //! but for the corners of tiles on the diagonal, whose numbers mean nothing. Sums are in f32, in
 //! f32 for one call and in f64 over calls, or in f64 throughout.
 
-use super::ahead::Ahead;
+use super::ahead::{self, Ahead};
 use super::panel::strips;
 use super::tile::{self, HALF, HEIGHT, NARROW, Tile, WIDTH};
 use super::transpose::{SIDE, interleave};
 
-/// The most rows summed in f32 before they are added to f64 sums: 24 columns of 192 rows and the 4
-/// of the other operand fit a first-level cache of 32 KiB.
-pub const DEPTH: usize = 192;
+/// The most rows summed in f32 before they are added to f64 sums: 32 columns of 192 rows
+/// take 24 KiB of the first-level cache.
+pub const DEPTH: usize = 256;
 /// The rows of a call in f64, for the same reason.
 pub const DOUBLE_DEPTH: usize = 96;
 
@@ -29,12 +29,9 @@ pub fn add(n: usize, k: usize, panels: &[f32], half: &mut [f64], ahead: &mut Ahe
     for_each_tile(n, half, |tile, out| {
         ahead.ask(each);
         let (a, b) = tile.operands(k, panels);
-        if tile.width <= NARROW {
-            product.fill(0.0);
-            tile::add(k, a, WIDTH, b, true, &mut product);
-        } else {
-            tile::product(k, a, WIDTH, b, &mut product);
-        }
+        ahead::soon(out);
+        product.fill(0.0);
+        tile::add(k, a, WIDTH, b, tile.width <= NARROW, &mut product);
         tile::accumulate(&product, out);
     });
 }
@@ -60,7 +57,7 @@ pub fn add_double(n: usize, k: usize, panels: &[f64], half: &mut [f64]) {
     });
 }
 
-/// Where a tile lies: rows `row..row + 4`, columns from 24·`strip` on, of which `width` count.
+/// Where a tile lies: rows `row..row + 8`, columns from 32·`strip` on, of which `width` count.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     row: usize,
@@ -146,7 +143,7 @@ pub fn mirror(n: usize, half: &[f32], out: &mut [f32]) {
 
 /// Where strip s begins.
 pub fn offset(n: usize, s: usize) -> usize {
-    // Strip t has `rows − 24·t` rows of 24; the sum of an arithmetic progression.
+    // Strip t has `rows − 32·t` rows of 32; the sum of an arithmetic progression.
     let rows = n.next_multiple_of(HEIGHT);
     WIDTH * (s * rows - WIDTH * (s * s.saturating_sub(1) / 2))
 }
@@ -160,7 +157,7 @@ mod tests {
     #[test]
     fn halves_match_a_dense_product_at_odd_sizes() {
         let mut rng = Rng::new(2);
-        for (n, k) in [(0, 5), (1, 1), (3, 9), (24, 8), (25, 193), (50, 3), (97, 64), (128, 192)] {
+        for (n, k) in [(0, 5), (1, 1), (3, 9), (24, 8), (33, 193), (50, 3), (97, 64), (128, 192)] {
             let rows = rng.normals(n * k);
             let mut panels = vec![0.0; panel::len(k, n)];
             panel::pack(&rows, n, k, n, &mut panels);

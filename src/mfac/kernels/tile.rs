@@ -1,135 +1,146 @@
-//! The register tile: C(4×24) = Σ_k a_k b_kᵀ with a_k of 4 and b_k of 24 numbers.
+//! The register tile: C(8×32) += Σ_k a_k b_kᵀ with a_k of 8 and b_k of 32 numbers.
 //!
-//! Twelve accumulators, three vectors of b and one broadcast fill the sixteen registers of AVX2.
-//! It is written in assembly because compilers spill such a tile to memory depending on the code
-//! around it (measured: 91 % of peak in one build, 32 % in another of the same source). Tiles that
-//! cross the diagonal of a symmetric matrix need only their first 16 columns, and the same tile in
-//! f64 is done in two halves of 12 columns.
+//! In AVX-512 its sixteen accumulators, two vectors of b and one broadcast stay in registers; in
+//! AVX2 it is done in parts of 4×16, eight accumulators each, as many as the latency of two
+//! multiply-adds a cycle asks for. It is written in assembly because compilers spill such tiles to
+//! memory depending on the code around them (measured: 91 % of peak in one build, 32 % in another
+//! of the same source). Tiles that cross the diagonal of a symmetric matrix may need their first 16
+//! columns only; the same tile in f64 is done in two halves of 16 columns.
 #![allow(unsafe_code, reason = "vector registers; the safe functions check every length")]
 
+use super::vectors::{Vectors, widest};
+
 /// Rows of the tile.
-pub const HEIGHT: usize = 4;
+pub const HEIGHT: usize = 8;
 /// Columns of the tile.
-pub const WIDTH: usize = 24;
-/// Columns of a narrow tile, which takes two thirds of the time.
+pub const WIDTH: usize = 32;
+/// Columns of a narrow tile, which takes half the time.
 pub const NARROW: usize = 16;
 /// Columns of half a tile of f64.
-pub const HALF: usize = 12;
+pub const HALF: usize = 16;
 
 /// The tile, row-major.
 pub type Tile = [f32; HEIGHT * WIDTH];
 
-/// `out[i·24 + j] = Σ_{l<k} a[l·a_stride + i] · b[l·24 + j]`, summed in order of l.
+/// `sums[i·32 + j] += Σ_{l<k} a[l·a_stride + i] · b[l·32 + j]` in order of l, for the first 16
+/// columns only if `narrow`.
 ///
-/// Panics when `a` or `b` is too short.
-#[inline]
-pub fn product(k: usize, a: &[f32], a_stride: usize, b: &[f32], out: &mut Tile) {
-    if k == 0 {
-        return out.fill(0.0);
-    }
-    assert!(a.len() >= (k - 1) * a_stride + HEIGHT && b.len() >= k * WIDTH);
-    #[cfg(target_arch = "x86_64")]
-    if has_fma() {
-        // SAFETY: the processor has both features, k > 0, the assertion above covers every element
-        // that the k steps read, and the tile those written.
-        return unsafe { avx2::product(k, a.as_ptr(), a_stride * 4, b.as_ptr(), out.as_mut_ptr()) };
-    }
-    out.fill(0.0);
-    add_any(k, a, a_stride, b, WIDTH, out);
-}
-
-/// `sums[i·24 + j] += Σ_{l<k} a[l·a_stride + i] · b[l·24 + j]`, for the first 16 columns only if
-/// `narrow`.
-///
-/// Panics when `a` or `b` is too short, and unless there are 96 sums.
+/// Panics when `a` or `b` is too short, and unless there are 256 sums.
 #[inline]
 pub fn add(k: usize, a: &[f32], a_stride: usize, b: &[f32], narrow: bool, sums: &mut [f32]) {
-    let sums: &mut Tile = sums.try_into().expect("a tile has 96 sums");
+    add_by(Vectors::here(), k, a, a_stride, b, narrow, sums);
+}
+
+#[inline]
+fn add_by(
+    vectors: Vectors,
+    k: usize,
+    a: &[f32],
+    a_stride: usize,
+    b: &[f32],
+    narrow: bool,
+    sums: &mut [f32],
+) {
+    let sums: &mut Tile = sums.try_into().expect("a tile has 256 sums");
     if k == 0 {
         return;
     }
     assert!(a.len() >= (k - 1) * a_stride + HEIGHT && b.len() >= k * WIDTH);
-    #[cfg(target_arch = "x86_64")]
-    if has_fma() {
-        let (a, b, sums) = (a.as_ptr(), b.as_ptr(), sums.as_mut_ptr());
-        // SAFETY: as in `product`; a narrow tile lies within the whole one.
-        return unsafe {
-            match narrow {
-                true => avx2::add_narrow(k, a, a_stride * 4, b, sums),
-                false => avx2::add(k, a, a_stride * 4, b, sums),
+    let columns = if narrow { NARROW } else { WIDTH };
+    match vectors {
+        #[cfg(target_arch = "x86_64")]
+        Vectors::Avx512 => {
+            let (a, b, sums) = (a.as_ptr(), b.as_ptr(), sums.as_mut_ptr());
+            // SAFETY: the processor has the features, k > 0, the assertion above covers every
+            // element that the k steps read, and the tile those written.
+            unsafe {
+                match narrow {
+                    true => vector::avx512_narrow(k, a, a_stride * 4, b, sums),
+                    false => vector::avx512(k, a, a_stride * 4, b, sums),
+                }
             }
-        };
+        }
+        #[cfg(target_arch = "x86_64")]
+        Vectors::Avx2 => {
+            for (i, j) in parts(4, 16, columns) {
+                let (a, b) = (a[i..].as_ptr(), b[j..].as_ptr());
+                let sums = sums[i * WIDTH + j..].as_mut_ptr();
+                // SAFETY: as above; the part begins at row i and column j and lies in the tile.
+                unsafe { vector::avx2(k, a, a_stride * 4, b, sums) };
+            }
+        }
+        _ => {
+            for l in 0..k {
+                let (a, b) = (&a[l * a_stride..][..HEIGHT], &b[l * WIDTH..][..columns]);
+                for (sum, &a) in sums.chunks_exact_mut(WIDTH).zip(a) {
+                    sum.iter_mut().zip(b).for_each(|(s, &b)| *s += a * b);
+                }
+            }
+        }
     }
-    add_any(k, a, a_stride, b, if narrow { NARROW } else { WIDTH }, sums);
 }
 
-/// `sums[i·24 + j] += Σ_{l<k} a[l·24 + i] · b[l·24 + j]` for the 12 columns j from `first` on, in
+/// `sums[i·32 + j] += Σ_{l<k} a[l·32 + i] · b[l·32 + j]` for the 16 columns j from `first` on, in
 /// f64: at half the speed of f32, for matrices that f32 sums would spoil.
 ///
-/// Panics when `a` or `b` is too short, and unless there are 96 sums and `first` is 0 or 12.
+/// Panics when `a` or `b` is too short, and unless there are 256 sums and `first` is 0 or 16.
 #[inline]
 pub fn add_double(k: usize, a: &[f64], b: &[f64], first: usize, sums: &mut [f64]) {
-    let sums: &mut [f64; HEIGHT * WIDTH] = sums.try_into().expect("a tile has 96 sums");
+    add_double_by(Vectors::here(), k, a, b, first, sums);
+}
+
+#[inline]
+fn add_double_by(vectors: Vectors, k: usize, a: &[f64], b: &[f64], first: usize, sums: &mut [f64]) {
+    let sums: &mut [f64; HEIGHT * WIDTH] = sums.try_into().expect("a tile has 256 sums");
     assert!(first == 0 || first == HALF);
     if k == 0 {
         return;
     }
     assert!(a.len() >= (k - 1) * WIDTH + HEIGHT && b.len() >= k * WIDTH);
-    #[cfg(target_arch = "x86_64")]
-    if has_fma() {
-        let (b, sums) = (b[first..].as_ptr(), sums[first..].as_mut_ptr());
-        // SAFETY: the processor has both features, k > 0, and the assertions above cover every
-        // element read and written: 12 of the 24 columns of b and of the sums.
-        return unsafe { avx2::add_double(k, a.as_ptr(), WIDTH * 8, b, sums) };
-    }
-    for l in 0..k {
-        let (a, b) = (&a[l * WIDTH..][..HEIGHT], &b[l * WIDTH + first..][..HALF]);
-        for (sum, &a) in sums.chunks_exact_mut(WIDTH).zip(a) {
-            sum[first..].iter_mut().zip(b).for_each(|(s, &b)| *s += a * b);
+    match vectors {
+        #[cfg(target_arch = "x86_64")]
+        Vectors::Avx512 => {
+            let (b, sums) = (b[first..].as_ptr(), sums[first..].as_mut_ptr());
+            // SAFETY: the processor has the features, k > 0, and the assertions above cover every
+            // element read and written: 16 of the 32 columns of b and of the sums.
+            unsafe { vector::avx512_double(k, a.as_ptr(), WIDTH * 8, b, sums) };
+        }
+        #[cfg(target_arch = "x86_64")]
+        Vectors::Avx2 => {
+            for (i, j) in parts(4, 8, HALF) {
+                let (a, b) = (a[i..].as_ptr(), b[first + j..].as_ptr());
+                let sums = sums[i * WIDTH + first + j..].as_mut_ptr();
+                // SAFETY: as above; the part begins at row i and column j and lies in the half.
+                unsafe { vector::avx2_double(k, a, WIDTH * 8, b, sums) };
+            }
+        }
+        _ => {
+            for l in 0..k {
+                let (a, b) = (&a[l * WIDTH..][..HEIGHT], &b[l * WIDTH + first..][..HALF]);
+                for (sum, &a) in sums.chunks_exact_mut(WIDTH).zip(a) {
+                    sum[first..].iter_mut().zip(b).for_each(|(s, &b)| *s += a * b);
+                }
+            }
         }
     }
+}
+
+/// Where the parts of a tile begin that has so many columns.
+#[cfg(target_arch = "x86_64")]
+fn parts(height: usize, width: usize, columns: usize) -> impl Iterator<Item = (usize, usize)> {
+    let rows = (0..HEIGHT).step_by(height);
+    rows.flat_map(move |i| (0..columns).step_by(width).map(move |j| (i, j)))
 }
 
 /// `sum[i] += tile[i]`, in f64.
 #[inline]
 pub fn accumulate(tile: &Tile, sum: &mut [f64]) {
-    let sum: &mut [f64; HEIGHT * WIDTH] = sum.try_into().expect("a tile has 96 sums");
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has the feature; the function is safe otherwise.
-        return unsafe { accumulate_avx2(tile, sum) };
-    }
-    accumulate_any(tile, sum);
+    let sum: &mut [f64; HEIGHT * WIDTH] = sum.try_into().expect("a tile has 256 sums");
+    accumulate_widest(tile, sum);
 }
 
-/// `norms[j] += Σ_i tile[i·24 + j]²`: a sum of four in f32, the rest in f64.
-#[inline]
-pub fn add_squares(tile: &Tile, norms: &mut [f64]) {
-    let norms: &mut [f64; WIDTH] = norms.try_into().expect("a tile has 24 columns");
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has the feature; the function is safe otherwise.
-        return unsafe { add_squares_avx2(tile, norms) };
-    }
-    add_squares_any(tile, norms);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-fn has_fma() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn accumulate_avx2(tile: &Tile, sum: &mut [f64; HEIGHT * WIDTH]) {
-    accumulate_any(tile, sum);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn add_squares_avx2(tile: &Tile, norms: &mut [f64; WIDTH]) {
-    add_squares_any(tile, norms);
+widest! {
+    fn accumulate_widest(tile: &Tile, sum: &mut [f64; HEIGHT * WIDTH]) = accumulate_any;
 }
 
 #[inline(always)]
@@ -139,35 +150,41 @@ fn accumulate_any(tile: &Tile, sum: &mut [f64; HEIGHT * WIDTH]) {
     }
 }
 
+/// `norms[j] += Σ_i tile[i·32 + j]²`: a sum of eight in f32, the rest in f64.
+#[inline]
+pub fn add_squares(tile: &Tile, norms: &mut [f64]) {
+    let norms: &mut [f64; WIDTH] = norms.try_into().expect("a tile has 32 columns");
+    add_squares_widest(tile, norms);
+}
+
+widest! {
+    fn add_squares_widest(tile: &Tile, norms: &mut [f64; WIDTH]) = add_squares_any;
+}
+
 #[inline(always)]
 fn add_squares_any(tile: &Tile, norms: &mut [f64; WIDTH]) {
-    let at = |i: usize| tile[i] * tile[i];
-    for (j, norm) in norms.iter_mut().enumerate() {
-        let squares = (at(j) + at(WIDTH + j)) + (at(2 * WIDTH + j) + at(3 * WIDTH + j));
-        *norm += f64::from(squares);
+    let mut squares = [0.0f32; WIDTH];
+    for row in tile.as_chunks::<WIDTH>().0 {
+        squares.iter_mut().zip(row).for_each(|(s, x)| *s += x * x);
     }
+    norms.iter_mut().zip(squares).for_each(|(norm, s)| *norm += f64::from(s));
 }
 
-fn add_any(k: usize, a: &[f32], a_stride: usize, b: &[f32], width: usize, out: &mut Tile) {
-    for l in 0..k {
-        let (a, b) = (&a[l * a_stride..][..HEIGHT], &b[l * WIDTH..][..width]);
-        for (sum, &a) in out.chunks_exact_mut(WIDTH).zip(a) {
-            sum.iter_mut().zip(b).for_each(|(s, &b)| *s += a * b);
-        }
-    }
-}
-
-/// The tiles in assembly: `k` steps over `a` (4 numbers, `a_step` bytes apart) and `b` (rows of 24
-/// numbers), into `out` (rows of 24 numbers).
+/// The tiles in assembly: `k` steps over `a` (`a_step` bytes apart) and `b` (rows of 32 numbers),
+/// added to `out` (rows of 32 numbers).
 #[cfg(target_arch = "x86_64")]
-mod avx2 {
+mod vector {
+    /// A kernel `name` for numbers of a type whose rows of 32 take `row` bytes. It multiplies the
+    /// vectors of `b` by one number of `a` after another, in register `one`, and adds them to the
+    /// vectors of that row of `out`; registers come with what they hold, by its offset in bytes.
     macro_rules! kernel {
-        ($name:ident, $number:ty, $row:literal, [$($begin:tt)*] [$($load:tt)*] [$($rows:tt)*]
-         [$($end:tt)*]) => {
+        ($name:ident: $features:tt, $number:ty, $row:tt, $broadcast:tt, $multiply:tt, one $one:tt,
+         b $($b:tt at $b_offset:tt),+;
+         $(a $a_offset:tt: $($sum:tt += $by:tt at $offset:tt),+;)+) => {
             /// # Safety
-            /// AVX2 and FMA must be there; k > 0; `a` and `b` must be readable for k steps, `out`
-            /// readable and writable.
-            #[target_feature(enable = "avx2,fma")]
+            /// The processor must have the features; k > 0; `a` and `b` must be readable for k
+            /// steps, `out` readable and writable.
+            #[target_feature(enable = $features)]
             pub unsafe fn $name(
                 k: usize,
                 a: *const $number,
@@ -180,107 +197,79 @@ mod avx2 {
                 // declared.
                 unsafe {
                     std::arch::asm!(
-                        $($begin)*
+                        $($(concat!("vmovups ", $sum, ", [{out} + ", $offset, "]"),)+)+
                         "2:",
-                        $($load)*
-                        $($rows)*
+                        $(concat!("vmovups ", $b, ", [{b} + ", $b_offset, "]"),)+
+                        $(
+                            concat!($broadcast, " ", $one, ", [{a} + ", $a_offset, "]"),
+                            $(concat!($multiply, " ", $sum, ", ", $by, ", ", $one),)+
+                        )+
                         concat!("add {b}, ", $row),
                         "add {a}, {step}",
                         "dec {k}",
                         "jnz 2b",
-                        $($end)*
+                        $($(concat!("vmovups [{out} + ", $offset, "], ", $sum),)+)+
                         a = inout(reg) a => _,
                         b = inout(reg) b => _,
                         k = inout(reg) k => _,
                         step = in(reg) a_step,
                         out = in(reg) out,
-                        out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _,
-                        out("ymm4") _, out("ymm5") _, out("ymm6") _, out("ymm7") _,
-                        out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
-                        out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
+                        $($(out($sum) _,)+)+
+                        $(out($b) _,)+
+                        out($one) _,
                         options(nostack),
                     );
                 }
             }
         };
     }
-    macro_rules! zero {
-        ($($register:literal)+) => {
-            concat!($("vxorps xmm", $register, ", xmm", $register, ", xmm", $register, "\n"),+)
-        };
-    }
-    macro_rules! read {
-        ($from:literal: $($register:literal at $offset:literal),+) => {
-            concat!($("vmovups ymm", $register, ", ymmword ptr [", $from, " + ", $offset, "]\n"),+)
-        };
-    }
-    macro_rules! write {
-        ($($register:literal at $offset:literal),+) => {
-            concat!($("vmovups ymmword ptr [{out} + ", $offset, "], ymm", $register, "\n"),+)
-        };
-    }
-    /// One number of a times the vectors of b.
-    macro_rules! row {
-        ($broadcast:literal $multiply:literal $offset:literal: $($sum:literal += $b:literal),+) => {
-            concat!(
-                $broadcast, " [{a} + ", $offset, "]\n",
-                $($multiply, " ymm", $sum, ", ymm", $b, ", ymm15\n"),+
-            )
-        };
-    }
-    macro_rules! single {
-        ($offset:literal: $($sum:literal += $b:literal),+) => {
-            row!("vbroadcastss ymm15, dword ptr" "vfmadd231ps" $offset: $($sum += $b),+)
-        };
-    }
-    macro_rules! double {
-        ($offset:literal: $($sum:literal += $b:literal),+) => {
-            row!("vbroadcastsd ymm15, qword ptr" "vfmadd231pd" $offset: $($sum += $b),+)
-        };
-    }
 
-    kernel!(product, f32, 96,
-        [zero!(0 1 2 3 4 5 6 7 8 9 10 11),]
-        [read!("{b}": 12 at 0, 13 at 32, 14 at 64),]
-        [single!(0: 0 += 12, 1 += 13, 2 += 14),
-         single!(4: 3 += 12, 4 += 13, 5 += 14),
-         single!(8: 6 += 12, 7 += 13, 8 += 14),
-         single!(12: 9 += 12, 10 += 13, 11 += 14),]
-        [write!(0 at 0, 1 at 32, 2 at 64, 3 at 96, 4 at 128, 5 at 160),
-         write!(6 at 192, 7 at 224, 8 at 256, 9 at 288, 10 at 320, 11 at 352),]);
+    kernel!(avx512: "avx512f", f32, 128, "vbroadcastss", "vfmadd231ps", one "zmm18",
+        b "zmm16" at 0, "zmm17" at 64;
+        a 0: "zmm0" += "zmm16" at 0, "zmm1" += "zmm17" at 64;
+        a 4: "zmm2" += "zmm16" at 128, "zmm3" += "zmm17" at 192;
+        a 8: "zmm4" += "zmm16" at 256, "zmm5" += "zmm17" at 320;
+        a 12: "zmm6" += "zmm16" at 384, "zmm7" += "zmm17" at 448;
+        a 16: "zmm8" += "zmm16" at 512, "zmm9" += "zmm17" at 576;
+        a 20: "zmm10" += "zmm16" at 640, "zmm11" += "zmm17" at 704;
+        a 24: "zmm12" += "zmm16" at 768, "zmm13" += "zmm17" at 832;
+        a 28: "zmm14" += "zmm16" at 896, "zmm15" += "zmm17" at 960;);
 
-    kernel!(add, f32, 96,
-        [read!("{out}": 0 at 0, 1 at 32, 2 at 64, 3 at 96, 4 at 128, 5 at 160),
-         read!("{out}": 6 at 192, 7 at 224, 8 at 256, 9 at 288, 10 at 320, 11 at 352),]
-        [read!("{b}": 12 at 0, 13 at 32, 14 at 64),]
-        [single!(0: 0 += 12, 1 += 13, 2 += 14),
-         single!(4: 3 += 12, 4 += 13, 5 += 14),
-         single!(8: 6 += 12, 7 += 13, 8 += 14),
-         single!(12: 9 += 12, 10 += 13, 11 += 14),]
-        [write!(0 at 0, 1 at 32, 2 at 64, 3 at 96, 4 at 128, 5 at 160),
-         write!(6 at 192, 7 at 224, 8 at 256, 9 at 288, 10 at 320, 11 at 352),]);
+    kernel!(avx512_narrow: "avx512f", f32, 128, "vbroadcastss", "vfmadd231ps", one "zmm9",
+        b "zmm8" at 0;
+        a 0: "zmm0" += "zmm8" at 0;
+        a 4: "zmm1" += "zmm8" at 128;
+        a 8: "zmm2" += "zmm8" at 256;
+        a 12: "zmm3" += "zmm8" at 384;
+        a 16: "zmm4" += "zmm8" at 512;
+        a 20: "zmm5" += "zmm8" at 640;
+        a 24: "zmm6" += "zmm8" at 768;
+        a 28: "zmm7" += "zmm8" at 896;);
 
-    kernel!(add_narrow, f32, 96,
-        [read!("{out}": 0 at 0, 1 at 32, 3 at 96, 4 at 128),
-         read!("{out}": 6 at 192, 7 at 224, 9 at 288, 10 at 320),]
-        [read!("{b}": 12 at 0, 13 at 32),]
-        [single!(0: 0 += 12, 1 += 13),
-         single!(4: 3 += 12, 4 += 13),
-         single!(8: 6 += 12, 7 += 13),
-         single!(12: 9 += 12, 10 += 13),]
-        [write!(0 at 0, 1 at 32, 3 at 96, 4 at 128),
-         write!(6 at 192, 7 at 224, 9 at 288, 10 at 320),]);
+    kernel!(avx512_double: "avx512f", f64, 256, "vbroadcastsd", "vfmadd231pd", one "zmm18",
+        b "zmm16" at 0, "zmm17" at 64;
+        a 0: "zmm0" += "zmm16" at 0, "zmm1" += "zmm17" at 64;
+        a 8: "zmm2" += "zmm16" at 256, "zmm3" += "zmm17" at 320;
+        a 16: "zmm4" += "zmm16" at 512, "zmm5" += "zmm17" at 576;
+        a 24: "zmm6" += "zmm16" at 768, "zmm7" += "zmm17" at 832;
+        a 32: "zmm8" += "zmm16" at 1024, "zmm9" += "zmm17" at 1088;
+        a 40: "zmm10" += "zmm16" at 1280, "zmm11" += "zmm17" at 1344;
+        a 48: "zmm12" += "zmm16" at 1536, "zmm13" += "zmm17" at 1600;
+        a 56: "zmm14" += "zmm16" at 1792, "zmm15" += "zmm17" at 1856;);
 
-    kernel!(add_double, f64, 192,
-        [read!("{out}": 0 at 0, 1 at 32, 2 at 64, 3 at 192, 4 at 224, 5 at 256),
-         read!("{out}": 6 at 384, 7 at 416, 8 at 448, 9 at 576, 10 at 608, 11 at 640),]
-        [read!("{b}": 12 at 0, 13 at 32, 14 at 64),]
-        [double!(0: 0 += 12, 1 += 13, 2 += 14),
-         double!(8: 3 += 12, 4 += 13, 5 += 14),
-         double!(16: 6 += 12, 7 += 13, 8 += 14),
-         double!(24: 9 += 12, 10 += 13, 11 += 14),]
-        [write!(0 at 0, 1 at 32, 2 at 64, 3 at 192, 4 at 224, 5 at 256),
-         write!(6 at 384, 7 at 416, 8 at 448, 9 at 576, 10 at 608, 11 at 640),]);
+    kernel!(avx2: "avx2,fma", f32, 128, "vbroadcastss", "vfmadd231ps", one "ymm10",
+        b "ymm8" at 0, "ymm9" at 32;
+        a 0: "ymm0" += "ymm8" at 0, "ymm1" += "ymm9" at 32;
+        a 4: "ymm2" += "ymm8" at 128, "ymm3" += "ymm9" at 160;
+        a 8: "ymm4" += "ymm8" at 256, "ymm5" += "ymm9" at 288;
+        a 12: "ymm6" += "ymm8" at 384, "ymm7" += "ymm9" at 416;);
+
+    kernel!(avx2_double: "avx2,fma", f64, 256, "vbroadcastsd", "vfmadd231pd", one "ymm10",
+        b "ymm8" at 0, "ymm9" at 32;
+        a 0: "ymm0" += "ymm8" at 0, "ymm1" += "ymm9" at 32;
+        a 8: "ymm2" += "ymm8" at 256, "ymm3" += "ymm9" at 288;
+        a 16: "ymm4" += "ymm8" at 512, "ymm5" += "ymm9" at 544;
+        a 24: "ymm6" += "ymm8" at 768, "ymm7" += "ymm9" at 800;);
 }
 
 #[cfg(test)]
@@ -291,8 +280,8 @@ mod tests {
     #[test]
     fn all_code_paths_match_a_plain_sum() {
         let mut rng = Rng::new(1);
-        for k in [0, 1, 2, 7, 193, 256, 264] {
-            let stride = 29;
+        for (vectors, k) in Vectors::all().flat_map(|v| [0, 1, 2, 7, 193, 256].map(|k| (v, k))) {
+            let stride = 37;
             let a = rng.normals(k * stride + HEIGHT);
             let b = rng.normals(k * WIDTH);
             let sum = |a: &[f32], stride: usize| {
@@ -306,20 +295,14 @@ mod tests {
                 want
             };
             let want = sum(&a, stride);
-            let mut tile = [f32::NAN; HEIGHT * WIDTH];
-            product(k, &a, stride, &b, &mut tile);
+            let mut tile = [0.0; HEIGHT * WIDTH];
+            add_by(vectors, k, &a, stride, &b, false, &mut tile);
             let mut sums = vec![0.5; HEIGHT * WIDTH];
             accumulate(&tile, &mut sums);
             sums.iter_mut().for_each(|s| *s -= 0.5);
             assert_rounding(&sums, &want, k);
             tile.fill(0.0);
-            add_any(k, &a, stride, &b, WIDTH, &mut tile);
-            assert_rounding(&tile.map(f64::from), &want, k);
-            tile.fill(0.0);
-            add(k, &a, stride, &b, false, &mut tile);
-            assert_rounding(&tile.map(f64::from), &want, k);
-            tile.fill(0.0);
-            add(k, &a, stride, &b, true, &mut tile);
+            add_by(vectors, k, &a, stride, &b, true, &mut tile);
             for (row, want) in tile.chunks_exact(WIDTH).zip(want.chunks_exact(WIDTH)) {
                 assert_rounding(&widen(&row[..NARROW]), &want[..NARROW], k);
                 assert_eq!(row[NARROW..], [0.0; WIDTH - NARROW]);
@@ -327,7 +310,7 @@ mod tests {
             let a = rng.normals(k * WIDTH + HEIGHT);
             let (want, mut sums) = (sum(&a, WIDTH), vec![0.0; HEIGHT * WIDTH]);
             for first in [0, HALF] {
-                add_double(k, &widen(&a), &widen(&b), first, &mut sums);
+                add_double_by(vectors, k, &widen(&a), &widen(&b), first, &mut sums);
             }
             assert_approximate(&sums, &want, 1e-13, 10.0);
         }
@@ -347,6 +330,6 @@ mod tests {
     #[test]
     #[should_panic]
     fn short_operands_are_refused() {
-        product(2, &[0.0; 8], 8, &[0.0; 48], &mut [0.0; 96]);
+        add(2, &[0.0; 16], 16, &[0.0; 64], false, &mut [0.0; 256]);
     }
 }
