@@ -117,6 +117,9 @@ pub fn products(
             let piece = start..slot.end.min(start + PIECE);
             for first in (0..m).step_by(ROWS) {
                 let (rows, scales) = g.rows(first, piece.clone());
+                if first + ROWS < m {
+                    g.rows(first + ROWS, piece.clone()).0.soon();
+                }
                 for v in 0..count {
                     let mut some = [0.0; ROWS];
                     gemv::dot(rows, &x[v * d..][piece.clone()], &mut some);
@@ -197,6 +200,9 @@ fn sum_rows(g: Gradients<'_>, factors: &[f64], columns: Range<usize>, sums: &mut
     sums.fill(0.0);
     for first in (0..m).step_by(ROWS) {
         let (rows, scales) = g.rows(first, columns.clone());
+        if first + ROWS < m {
+            g.rows(first + ROWS, columns.clone()).0.soon();
+        }
         for (v, sums) in sums.chunks_exact_mut(len).enumerate() {
             let factor = |i: usize| factors[v * m..(v + 1) * m].get(first + i).unwrap_or(&0.0);
             gemv::add(rows, std::array::from_fn(|i| scales[i] * factor(i)), sums);

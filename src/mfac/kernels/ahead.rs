@@ -51,7 +51,7 @@ impl Ahead {
     }
 }
 
-/// Asks for all of what is computed on next but one.
+/// Asks for all of these numbers.
 #[inline]
 pub fn soon<T>(numbers: &[T]) {
     let start = numbers.as_ptr().cast::<u8>();
@@ -60,8 +60,9 @@ pub fn soon<T>(numbers: &[T]) {
     }
 }
 
-#[inline]
-fn ask_for(at: *const u8) {
+/// Asks for the line at an address, which need not be one of this process.
+#[inline(always)]
+pub fn ask_for(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};

@@ -36,8 +36,12 @@ pub fn interleave(rows: [&[f32]; SIDE], k: usize, out: &mut [f32], stride: usize
 #[target_feature(enable = "avx")]
 unsafe fn square_avx(rows: [*const f32; SIDE], out: *mut f32, stride: usize) {
     use std::arch::x86_64::*;
-    // SAFETY: the caller vouches for the eight numbers of each row.
-    let r = rows.map(|row| unsafe { _mm256_loadu_ps(row) });
+    // Without closures, which would not be compiled for the processor's features.
+    let mut r = [_mm256_setzero_ps(); SIDE];
+    for (r, row) in r.iter_mut().zip(rows) {
+        // SAFETY: the caller vouches for the eight numbers of each row.
+        *r = unsafe { _mm256_loadu_ps(row) };
+    }
     let mut t = r;
     for i in 0..4 {
         t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
