@@ -200,11 +200,13 @@ impl Report {
 
     fn median(&self, threads: usize, mut work: impl FnMut()) -> Time {
         let (mut times, before) = (Vec::new(), cpu_seconds());
-        // Three runs, fewer of what takes seconds.
-        while times.len() < 3 && times.iter().sum::<f64>() < 2.0 {
+        // Nine runs, fewer of what takes long: an odd number, so that the median is one of them.
+        let mut total = 0.0;
+        while times.len() < 9 && total < 0.7 || times.len().is_multiple_of(2) {
             let start = Instant::now();
             work();
             times.push(start.elapsed().as_secs_f64());
+            total += times[times.len() - 1];
         }
         let cpu = (cpu_seconds() - before).max(0.01) / (times.len() * threads) as f64;
         times.sort_by(f64::total_cmp);
