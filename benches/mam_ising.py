@@ -20,7 +20,8 @@ import numpy as np
 K, H = 0.2, 0.2
 # Options beside the lattice.
 USUAL = {"4x4": ["--steps", "2000", "--batch", "30"],
-         "10x10": ["--steps", "9000", "--batch", "16", "--average", "0.998"]}
+         "10x10": ["--steps", "6000", "--batch", "4", "--network", "conv", "--hidden", "16", "--layers", "2",
+                   "--learning-rate", "5e-3", "--average", "0.998"]}
 
 
 def marginal_errors(hone, model, rows, columns, folder):

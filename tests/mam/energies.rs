@@ -98,7 +98,8 @@ fn both_objectives_learn_the_marginals_and_log_z() {
 fn mfac_learns_an_energy_too() {
     let energy = ising("2x3,coupling=0.3,field=0.2");
     let method = Method::Mfac { window: 32, damping: 100.0 };
-    let options = TrainOptions { method, learning_rate: 0.03, report_every: 100, ..options() };
+    let learning_rate = method.usual_learning_rate(true);
+    let options = TrainOptions { method, learning_rate, report_every: 100, ..options() };
     let learning = EnergyOptions { objective: Objective::Balance, steps: 300 };
     let (c, cancel, mut losses) = (energy.contract(), Cancel::new(), Vec::new());
     let mut watch = |r: &TrainReport| losses.push(r.loss);

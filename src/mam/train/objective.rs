@@ -2,8 +2,11 @@
 //!
 //! Balance: along a trajectory (x, σ) drawn from φ let F_d = f_θ(x_σ(<d)) for d < L, F_L = log f(x)
 //! and G_d = F_d − Σ_{e<d} log p_φ(x_σ(e) | x_σ(<e)). The model is exact where every G is log Z.
-//! Loss: 2 Var_d(G) + (f_θ(x) − log f(x))²; the first term is the mean of (G_a − G_b)² over all
-//! pairs, the sub-trajectory balance of every part of the trajectory. f_θ(∅) learns log Z.
+//! Loss: 2 Var_w(G) + (f_θ(x) − log f(x))² with the weights w_L = ½ and w_d = 1/(2L); the first term
+//! is Σ w_a w_b (G_a − G_b)² over all pairs, the sub-trajectory balance of every part of the
+//! trajectory. f_θ(∅) learns log Z. The end is all that is known of f: with equal weights a shift of
+//! all F_d alike costs next to nothing, so θ follows φ late, and log Z with it; the torus of 10×10
+//! then took twice the steps to the same gap.
 //!
 //! Reinforce, as published: with A the standardised f_θ(x) − log f(x) of the batch,
 //! A f_θ(x) + α [L (f_θ(x_σ(<d)) + log p_φ(x_σ(d) | x_σ(<d)) − f_θ(x_σ(≤d)))² + (f_θ(∅) − c)²]
@@ -21,7 +24,7 @@ use crate::tensor::{ElementType, Tensor};
 /// What is minimised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Objective {
-    /// All-pairs sub-trajectory balance.
+    /// Sub-trajectory balance of all pairs.
     Balance,
     /// REINFORCE through θ, and one-step consistency.
     Reinforce,
@@ -162,11 +165,14 @@ impl Builder {
         self.node(Node::new("Add", ["open_flows", "pinned"], "all_flows"));
         self.node(Node::new("Sub", ["all_flows", "sums"], "levels"));
         // Centred by a product: no difference of large squares.
-        let mean = 1.0 / n as f32;
-        let centre = matrix(&|e, d| if e == d { 1.0 - mean } else { -mean });
+        let weight = |d: usize| if d == length { 0.5 } else { 0.5 / length as f32 };
+        let centre = matrix(&|e, d| {
+            let own = if e == d { 1.0 } else { 0.0 };
+            (own - weight(e)) * weight(d).sqrt()
+        });
         let centre = self.hold("centre", centre);
         self.node(Node::new("MatMul", ["levels", &centre], "deviations"));
-        self.square("deviations", 2.0 / (samples * n) as f32, "balance");
+        self.square("deviations", 2.0 / samples as f32, "balance");
         self.node(Node::new("MatMul", ["flows", &last_column], "ends"));
         self.node(Node::new("Sub", ["ends", LOG_F], "end_errors"));
         self.square("end_errors", 1.0 / samples as f32, "end");
@@ -234,7 +240,63 @@ mod tests {
     use crate::mam::contract::Kind;
     use crate::mam::networks::{self, Network, Size};
     use crate::random::Stream;
+    use crate::runtime::{Session, SessionOptions};
     use crate::train::{Parameters, StepGraph, Workers};
+
+    /// Against the sum over pairs, from any logits and flows.
+    #[test]
+    fn the_end_weighs_as_much_in_balance_as_all_other_places() {
+        let (length, vocab) = (3, 2);
+        let c = Contract::new(Kind::Joint, length, vocab);
+        let mut nets = Graph { opset: 18, ..Graph::default() };
+        nets.inputs.push(Value::fixed(LOG_P, ElementType::F32, &[8]));
+        nets.inputs.push(Value::fixed(LOGITS, ElementType::F32, &[8, length, vocab]));
+        let graph = Objective::Balance.with_loss(&nets, &c, 2);
+        let graph = Graph { outputs: vec![Value::named(LOSS)], ..graph };
+        let (rows, orders) = ([[0, 1, 1], [1, 0, 1]], [[2, 0, 1], [1, 2, 0]]);
+        let log_f = [0.7, -1.3];
+        let sample = |i: usize| Sample {
+            row: &rows[i],
+            order: &orders[i],
+            log_f: log_f[i],
+            advantage: 0.0,
+            step: 0,
+        };
+        let mut feed = Objective::Balance.feed(&[sample(0), sample(1)], &c);
+        feed.retain(|(name, _)| name != INPUT);
+        let mut random = Stream::new(3, 0);
+        let mut normal = |n: usize| (0..n).map(|_| random.normal()).collect::<Vec<f32>>();
+        let (flows, logits) = (normal(8), normal(8 * length * vocab));
+        feed.push((LOG_P.into(), Tensor::f32([8], flows.clone())));
+        feed.push((LOGITS.into(), Tensor::f32([8, length, vocab], logits.clone())));
+        let mut session = Session::of_graph(&graph, &SessionOptions::default()).unwrap();
+        let inputs = feed.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        let outputs = session.run(inputs, &Cancel::new()).unwrap();
+        let found = f64::from(outputs.f32(LOSS).unwrap().1[0]);
+
+        let mut loss = 0.0;
+        for i in 0..2 {
+            let (mut levels, mut sum) = (Vec::new(), 0.0);
+            for d in 0..=length {
+                let flow = if d < length { f64::from(flows[4 * i + d]) } else { log_f[i] };
+                levels.push(flow - sum);
+                if d < length {
+                    let site = orders[i][d] as usize;
+                    let at = ((4 * i + d) * length + site) * vocab;
+                    let [a, b] = [logits[at], logits[at + 1]].map(|l| f64::from(l).exp());
+                    sum += ([a, b][rows[i][site] as usize] / (a + b)).ln();
+                }
+            }
+            let weight = |d: usize| if d == length { 0.5 } else { 1.0 / 6.0 };
+            for a in 0..=length {
+                for b in 0..=length {
+                    loss += 0.5 * weight(a) * weight(b) * (levels[a] - levels[b]).powi(2);
+                }
+            }
+            loss += 0.5 * (f64::from(flows[4 * i + length]) - log_f[i]).powi(2);
+        }
+        assert!((found - loss).abs() < 1e-5 * loss, "{found}, not {loss}");
+    }
 
     /// Along the gradient of each tensor of each network.
     #[test]

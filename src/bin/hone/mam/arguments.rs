@@ -365,7 +365,7 @@ pub struct Train {
     /// Rows per step: of data up to 64, or a multiple of 64.
     #[arg(long, default_value_t = 128, value_name = "ROWS", help_heading = "Training")]
     pub batch: usize,
-    /// What takes the steps; from an energy, adam has learnt several times faster.
+    /// What takes the steps; from an energy, adam has learnt faster in short runs.
     #[arg(long, default_value = "adam", value_parser = ["adam", "mfac"])]
     #[arg(help_heading = "Training")]
     pub optimizer: String,
@@ -377,7 +377,7 @@ pub struct Train {
     #[arg(long, default_value_t = 100.0, value_name = "MULTIPLE", help_heading = "Training")]
     pub damping: f64,
     /// The learning rate at its peak, from which it falls to 0 along a cosine; 1e-3 by default for
-    /// adam, 5e-3 for mfac.
+    /// adam, 5e-3 for mfac, 0.05 for mfac with --energy.
     #[arg(long, value_name = "RATE", help_heading = "Training")]
     pub learning_rate: Option<f64>,
     /// Decoupled weight decay; 0.01 by default, and 0 with --energy.

@@ -160,10 +160,11 @@ fn network(a: &Train) -> Result<Network> {
 fn options(a: &Train) -> Result<TrainOptions> {
     let network = network(a)?;
     let usual = network.usual_size();
-    let (method, usual_rate) = match a.optimizer.as_str() {
-        "mfac" => (Method::Mfac { window: a.window as usize, damping: a.damping }, 5e-3),
-        _ => (Method::Adam, 1e-3),
+    let method = match a.optimizer.as_str() {
+        "mfac" => Method::Mfac { window: a.window as usize, damping: a.damping },
+        _ => Method::Adam,
     };
+    let usual_rate = method.usual_learning_rate(a.energy.is_some());
     let all = || std::thread::available_parallelism().map_or(1, |n| n.get());
     Ok(TrainOptions {
         network,
