@@ -106,7 +106,14 @@ static void signals_and_forks(const char *model_path, const char *samples_path, 
     hone_model *table;
     hone_scorer *scorer, *other = NULL;
     OK(hone_model_load(engine, mam, &table));
-    OK(hone_scorer_new(table, NULL, NULL, &scorer));
+    /* A scorer with a helper that waits for work. */
+    OPTIONS(hone_scorer_options, helped);
+    helped.threads = 2;
+    helped.batch = 1;
+    int64_t asked[4][3] = {{0, 0, 0}, {0, 0, 1}, {0, 1, 0}, {1, 0, 0}};
+    double answers[4];
+    OK(hone_scorer_new(table, NULL, &helped, &scorer));
+    OK(hone_scorer_score(scorer, asked[0], 4, NULL, answers));
     OPTIONS(hone_prune_options, how);
     how.sparsity = 0.5;
     how.gradients = 1000000;
@@ -151,6 +158,10 @@ static void signals_and_forks(const char *model_path, const char *samples_path, 
         FAILS(UNAVAILABLE, "forked", hone_scorer_score(scorer, rows[0], 1, NULL, &log_p));
         FAILS(UNAVAILABLE, "forked", hone_scorer_sample(scorer, 1, NULL, rows[0], NULL));
         FAILS(UNAVAILABLE, "forked", hone_scorer_check(scorer, rows[0], 1, NULL, &another));
+        FAILS(UNAVAILABLE, "forked", hone_scorer_bracket(scorer, rows[0], 1, NULL, &log_p, &log_p,
+                                                         NULL, NULL));
+        FAILS(UNAVAILABLE, "forked", hone_scorer_normaliser(scorer, NULL, NULL));
+        hone_scorer_free(scorer);
         FAILS(UNAVAILABLE, "forked", hone_scorer_new(table, NULL, NULL, &other));
         FAILS(UNAVAILABLE, "forked", hone_model_load(engine, model_path, &again));
         FAILS(UNAVAILABLE, "forked", hone_job_wait(job, -1, NULL));
