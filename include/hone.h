@@ -1325,9 +1325,10 @@ hone_error *hone_scorer_inspect(const hone_scorer *scorer,
 /// may be NULL.
 ///
 /// Once there was a call as large, by the same half, for each thread that asks at the same time, it
-/// allocates nothing beside what ONNX Runtime does: by θ and by φ, on any number of threads, for
-/// as many rows as 64 MiB of working memory are enough for (some two million by θ, half a million by
-/// φ). So much is kept at most for each thread that asks at the same time.
+/// allocates nothing beside what ONNX Runtime does: by θ and by φ, on any number of threads, for as
+/// many rows as 128 MiB of working memory are enough for (at least a million by θ, half a million by
+/// φ with few orders). So much is kept at most for each thread that asks at the same time, and
+/// threads that help wait for the next call.
 ///
 /// Errors: INVALID_ARGUMENT for a half that the model lacks, INVALID_DATA for a single row that
 /// does not fit; UNAVAILABLE in a forked child.
@@ -1568,9 +1569,10 @@ hone_error *hone_optimizer_new(size_t dimension,
                                const hone_optimizer_options *options,
                                hone_optimizer **out);
 
-/// One step of `weights` (`len` numbers, the dimension) along `gradient` (as many), in place. On
-/// one thread it allocates nothing once the window is full; further threads are started and joined
-/// by each step, which is worth it from some 10,000 weights on.
+/// One step of `weights` (`len` numbers, the dimension) along `gradient` (as many), in place. Once
+/// the window is full it allocates nothing, but for the steps at which `damping_relative` is
+/// measured anew. Further threads wait from step to step; they are worth it from some 10,000
+/// weights on.
 ///
 /// Errors: NUMERICS for a gradient that is not finite; UNAVAILABLE, as from all functions of an
 /// optimizer, in a forked child of the process it was made in. Nothing has changed then.

@@ -61,8 +61,8 @@ use error::hone_error;
 use optimizer::{hone_optimizer, hone_optimizer_options};
 use scorer::{hone_score_options, hone_scorer};
 
-/// Pairs of batches.
-const PAIRS: usize = 400;
+/// Pairs of batches, which are short so that what disturbs a batch spoils few of them.
+const PAIRS: usize = 2000;
 
 fn main() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/mam/digits.onnx");
@@ -108,7 +108,7 @@ fn step(what: &str, method: u32, window: Option<usize>, dimension: usize) {
     let (mut ours, mut theirs) = (vec![1.0f32; dimension], vec![1.0f32; dimension]);
     compare(
         what,
-        2000,
+        300,
         || {
             let (w, g) = (theirs.as_mut_ptr(), gradient.as_ptr());
             // SAFETY: both have so many numbers, and do not overlap.
@@ -137,26 +137,31 @@ fn scores(path: &str) {
     let scorer: Box<hone_scorer> =
         // SAFETY: the options have their size.
         made(|out| unsafe { scorer::hone_scorer_new(Some(&model), None, &how, Some(out)) });
-    let row: Vec<i64> = (0..mam.contract().length as i64).map(|site| site % 2).collect();
-    for (half, name) in [(1, "theta"), (2, "phi")] {
+    let length = mam.contract().length;
+    for (half, rows, name) in
+        [(1, 0, "no row by theta"), (1, 1, "one row by theta"), (2, 1, "one row by phi")]
+    {
+        let cells: Vec<i64> = (0..(rows * length) as i64).map(|site| site % 2).collect();
         // SAFETY: plain data of C, for which all zeros is valid.
         let mut how: hone_score_options = unsafe { std::mem::zeroed() };
         (how.size, how.half) = (size_of_val(&how), half);
         let (mut theirs, mut ours) = (0.0, 0.0);
         compare(
-            &format!("score of one row by {name}"),
-            if half == 1 { 50 } else { 5 },
+            &format!("score of {name}"),
+            [100, 5, 1][rows + half as usize - 1],
             || {
-                let (row, out) = (row.as_ptr(), &raw mut theirs);
-                // SAFETY: it is one row, and there is room for one number.
-                done(unsafe { scorer::hone_scorer_score(Some(&scorer), row, 1, &how, out) });
+                let (cells, out) = (cells.as_ptr(), &raw mut theirs);
+                // SAFETY: there are so many rows, at most one, and there is room for one number.
+                done(unsafe { scorer::hone_scorer_score(Some(&scorer), cells, rows, &how, out) });
             },
             || {
                 let never = Cancel::never();
                 let orders = Orders::Random { count: 1, seed: 0 };
                 let all = match half {
-                    1 => mam.each_log_marginal(&row, None, &never, |v| ours = v.expect("a score")),
-                    _ => mam.each_chain_score(&row, None, &orders, &never, |v| {
+                    1 => {
+                        mam.each_log_marginal(&cells, None, &never, |v| ours = v.expect("a score"))
+                    }
+                    _ => mam.each_chain_score(&cells, None, &orders, &never, |v| {
                         ours = v.expect("a score").log_p;
                     }),
                 };

@@ -217,9 +217,10 @@ pub extern "C" fn hone_scorer_inspect(
 /// may be NULL.
 ///
 /// Once there was a call as large, by the same half, for each thread that asks at the same time, it
-/// allocates nothing beside what ONNX Runtime does: by θ and by φ, on any number of threads, for
-/// as many rows as 64 MiB of working memory are enough for (some two million by θ, half a million by
-/// φ). So much is kept at most for each thread that asks at the same time.
+/// allocates nothing beside what ONNX Runtime does: by θ and by φ, on any number of threads, for as
+/// many rows as 128 MiB of working memory are enough for (at least a million by θ, half a million by
+/// φ with few orders). So much is kept at most for each thread that asks at the same time, and
+/// threads that help wait for the next call.
 ///
 /// Errors: INVALID_ARGUMENT for a half that the model lacks, INVALID_DATA for a single row that
 /// does not fit; UNAVAILABLE in a forked child.

@@ -13,7 +13,7 @@ use crate::mam::model::{Mam, parts};
 use crate::mam::rows::{Distinct, MISSING, Rows, encode, misfit};
 
 /// Memory beyond this is given back after a call.
-const KEPT_BYTES: usize = 64 << 20;
+const KEPT_BYTES: usize = 128 << 20;
 
 /// Memory that no call is using.
 #[derive(Debug, Default)]
@@ -126,7 +126,7 @@ impl Mam {
     ///
     /// It allocates nothing on this side of ONNX Runtime, once there was a call as large for each
     /// thread that asks at the same time, given a `cancel` that is never raised and rows that fit;
-    /// 64 MiB of memory (enough for two million rows) are kept for each of those threads at most.
+    /// 128 MiB of memory (enough for a million rows) are kept for each of those threads at most.
     pub fn each_log_marginal(
         &self,
         cells: &[i64],

@@ -393,7 +393,7 @@ mod tests {
                 };
             }
             distinct.clear();
-            assert!(distinct.len() == 0 && distinct.table.iter().all(|&id| id == 0), "{count}");
+            assert!(distinct.cells.is_empty() && distinct.table.iter().all(|&id| id == 0), "{count}");
         }
     }
 

@@ -199,6 +199,13 @@ impl Drop for Crew {
     }
 }
 
+impl Default for Crew {
+    /// As many helpers as are asked for.
+    fn default() -> Crew {
+        Crew::new(usize::MAX)
+    }
+}
+
 impl std::fmt::Debug for Crew {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Crew").field("most", &self.most).finish_non_exhaustive()
