@@ -17,7 +17,7 @@ const KEPT_BYTES: usize = 128 << 20;
 
 /// Memory that no call is using.
 #[derive(Debug, Default)]
-pub(crate) struct Kept(Mutex<Vec<Box<Scratch>>>);
+pub(crate) struct Kept(Mutex<Vec<Scratch>>);
 
 /// What rows go through, and their answers until there is one for all.
 #[derive(Debug)]
@@ -238,7 +238,7 @@ impl Mam {
     /// Does `work` in memory that is kept.
     fn with_scratch(&self, work: impl FnOnce(&mut Scratch) -> Result<()>) -> Result<()> {
         let idle = self.kept.0.lock().expect("no holder panics").pop();
-        let mut scratch = idle.unwrap_or_else(|| Box::new(Scratch::new(self)));
+        let mut scratch = idle.unwrap_or_else(|| Scratch::new(self));
         let done = work(&mut scratch);
         if scratch.bytes() <= KEPT_BYTES {
             let mut kept = self.kept.0.lock().expect("no holder panics");

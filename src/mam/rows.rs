@@ -393,7 +393,10 @@ mod tests {
                 };
             }
             distinct.clear();
-            assert!(distinct.cells.is_empty() && distinct.table.iter().all(|&id| id == 0), "{count}");
+            assert!(
+                distinct.cells.is_empty() && distinct.table.iter().all(|&id| id == 0),
+                "{count}"
+            );
         }
     }
 
