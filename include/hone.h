@@ -1326,8 +1326,8 @@ hone_error *hone_scorer_inspect(const hone_scorer *scorer,
 ///
 /// Once there was a call as large, by the same half, for each thread that asks at the same time, it
 /// allocates nothing beside what ONNX Runtime does: by θ and by φ, on any number of threads, for as
-/// many rows as 128 MiB of working memory are enough for (at least a million by θ, half a million by
-/// φ with few orders). So much is kept at most for each thread that asks at the same time, and
+/// many rows as 128 MiB of working memory are enough for (at least a million by θ, half a million
+/// by φ with few orders). So much is kept at most for each thread that asks at the same time, and
 /// threads that help wait for the next call.
 ///
 /// Errors: INVALID_ARGUMENT for a half that the model lacks, INVALID_DATA for a single row that
@@ -1427,11 +1427,12 @@ hone_error *hone_scorer_normaliser(const hone_scorer *scorer,
                                    const hone_normaliser_options *options,
                                    hone_normaliser *out);
 
-/// Bounds of log u of each of `count` rows, where u is the mean of p_φ over all orders, a normalised
-/// probability of the known sites: to `lower` the mean of log p_φ over `orders` orders (0 means 5),
-/// to `upper` u/c + log c − 1 with the mean over the same orders in the place of u and c = p_θ, +∞
-/// where θ is hopelessly low; `count` numbers each, in nats. To `lower_error` and `upper_error`
-/// (`count` numbers, or NULL) their standard errors over the orders, NaN for a single order.
+/// Bounds of log u of each of `count` rows, where u is the mean of p_φ over all orders, which is a
+/// normalised probability of the known sites: to `lower` the mean of log p_φ over `orders` orders
+/// (0 means 5), to `upper` u/c + log c − 1 with the mean over the same orders in the place of u and
+/// c = p_θ, +∞ where θ is hopelessly low; `count` numbers each, in nats. To `lower_error` and
+/// `upper_error` (`count` numbers, or NULL) their standard errors over the orders, NaN for a single
+/// order.
 ///
 /// `options` may be NULL; of them `seed`, `known` and `orders` count. Errors as
 /// `hone_scorer_score`; the model must have both halves.

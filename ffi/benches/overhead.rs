@@ -125,9 +125,10 @@ fn scores(path: &str) {
     let load = LoadOptions::default();
     let mam = Mam::load(&[path], load, &Cancel::never()).expect("a marginalization model");
     let file = CString::new(path).expect("a path");
+    let none = std::ptr::null();
     let engine: Box<engine::hone_engine> =
         // SAFETY: NULL stands for defaults.
-        made(|out| unsafe { engine::hone_engine_open(std::ptr::null(), std::ptr::null(), Some(out)) });
+        made(|out| unsafe { engine::hone_engine_open(none, std::ptr::null(), Some(out)) });
     let model: Box<model::hone_model> =
         // SAFETY: the path ends in NUL.
         made(|out| unsafe { model::hone_model_load(Some(&engine), file.as_ptr(), Some(out)) });

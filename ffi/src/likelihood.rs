@@ -94,11 +94,12 @@ pub unsafe extern "C" fn hone_scorer_normaliser(
     })
 }
 
-/// Bounds of log u of each of `count` rows, where u is the mean of p_φ over all orders, a normalised
-/// probability of the known sites: to `lower` the mean of log p_φ over `orders` orders (0 means 5),
-/// to `upper` u/c + log c − 1 with the mean over the same orders in the place of u and c = p_θ, +∞
-/// where θ is hopelessly low; `count` numbers each, in nats. To `lower_error` and `upper_error`
-/// (`count` numbers, or NULL) their standard errors over the orders, NaN for a single order.
+/// Bounds of log u of each of `count` rows, where u is the mean of p_φ over all orders, which is a
+/// normalised probability of the known sites: to `lower` the mean of log p_φ over `orders` orders
+/// (0 means 5), to `upper` u/c + log c − 1 with the mean over the same orders in the place of u and
+/// c = p_θ, +∞ where θ is hopelessly low; `count` numbers each, in nats. To `lower_error` and
+/// `upper_error` (`count` numbers, or NULL) their standard errors over the orders, NaN for a single
+/// order.
 ///
 /// `options` may be NULL; of them `seed`, `known` and `orders` count. Errors as
 /// `hone_scorer_score`; the model must have both halves.

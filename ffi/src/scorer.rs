@@ -218,8 +218,8 @@ pub extern "C" fn hone_scorer_inspect(
 ///
 /// Once there was a call as large, by the same half, for each thread that asks at the same time, it
 /// allocates nothing beside what ONNX Runtime does: by θ and by φ, on any number of threads, for as
-/// many rows as 128 MiB of working memory are enough for (at least a million by θ, half a million by
-/// φ with few orders). So much is kept at most for each thread that asks at the same time, and
+/// many rows as 128 MiB of working memory are enough for (at least a million by θ, half a million
+/// by φ with few orders). So much is kept at most for each thread that asks at the same time, and
 /// threads that help wait for the next call.
 ///
 /// Errors: INVALID_ARGUMENT for a half that the model lacks, INVALID_DATA for a single row that
@@ -245,7 +245,8 @@ pub unsafe extern "C" fn hone_scorer_score(
         // SAFETY: the header asks for so many rows.
         let rows = unsafe { slice(rows, cells, "rows") }?;
         // SAFETY: the header asks for a byte for each cell.
-        let known = (masked > 0).then(|| unsafe { slice(o.known, masked, "known") }).transpose()?;
+        let mask = || unsafe { slice(o.known, masked, "known") };
+        let known = (masked > 0).then(mask).transpose()?;
         // SAFETY: the header asks for room for so many numbers; it overlaps neither of them.
         let out = unsafe { slice_mut(out, count, "out") }?;
         let (mam, never) = (&scorer.mam, Cancel::never());

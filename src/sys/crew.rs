@@ -47,9 +47,12 @@ struct Call {
     panic: Option<Box<dyn Any + Send>>,
 }
 
+/// What all threads of a call do.
+type Task<'a> = dyn Fn() + Sync + 'a;
+
 /// The caller's closure, without its lifetime.
 #[derive(Clone, Copy)]
-struct Work(*const (dyn Fn() + Sync));
+struct Work(*const Task<'static>);
 
 // SAFETY: it points to something that all threads may use at once, for as long as `Crew::run`
 // keeps it alive.
@@ -67,21 +70,17 @@ impl Crew {
     /// them goes on here.
     ///
     /// It allocates nothing once as many callers at the same time have had as many helpers.
-    pub fn run(&self, helpers: usize, work: &(dyn Fn() + Sync)) {
+    pub fn run(&self, helpers: usize, work: &Task<'_>) {
         let helpers = helpers.min(self.most);
         if helpers == 0 {
             return work();
         }
         self.start(helpers);
-        let work_of_call: *const (dyn Fn() + Sync + '_) = work;
         // SAFETY: only the lifetime changes. The pointer is used by helpers inside the call alone,
         // and `Leave` removes the call, when none is inside any more, before `work` can end, even
         // if it panics here.
-        let erased = Work(unsafe {
-            std::mem::transmute::<*const (dyn Fn() + Sync + '_), *const (dyn Fn() + Sync + 'static)>(
-                work_of_call,
-            )
-        });
+        let erased =
+            Work(unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(work) });
         let mut state = self.shared.lock();
         let number = state.made;
         state.made += 1;
