@@ -33,6 +33,10 @@ int main(int argc, char **argv) try {
         std::printf("%lld %lld  %8.4f\n", static_cast<long long>(row[0]),
                     static_cast<long long>(row[1]), log_p[i]);
     }
+    // How likely the first of them is, from both sides.
+    const auto bounds = scorer.bracket(
+        {rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(scorer.length())});
+    std::printf("log p(x0, x1) between %.4f and %.4f\n", bounds.lower[0], bounds.upper[0]);
     // The second site given the first, of the last row.
     std::vector<std::int64_t> row(rows.end() - static_cast<std::ptrdiff_t>(scorer.length()),
                                   rows.end());

@@ -334,6 +334,35 @@ typedef enum {
     HONE_ENERGY_OBJECTIVE_REINFORCE = 1,
 } hone_energy_objective;
 
+/// What either net of a marginalization model is.
+typedef enum {
+    /// Residual perceptrons over the whole row.
+    HONE_NETWORK_MLP = 0,
+    /// A transformer over the sites.
+    HONE_NETWORK_TRANSFORMER = 1,
+    /// 3×3 convolutions of rows with two sides: see `shape`.
+    HONE_NETWORK_CONV = 2,
+} hone_network;
+
+/// What a convolution finds beyond an edge.
+typedef enum {
+    /// TORUS for an Ising model, else ZERO.
+    HONE_PADDING_AUTO = 0,
+    /// Nothing.
+    HONE_PADDING_ZERO = 1,
+    /// The opposite edge; no site is told from others.
+    HONE_PADDING_TORUS = 2,
+} hone_padding;
+
+/// What takes the steps of a training of marginalization models.
+typedef enum {
+    /// Adam with β₁ = 0.9 and β₂ = 0.99.
+    HONE_MAM_OPTIMIZER_ADAM = 0,
+    /// M-FAC with momentum 0.9, damped in the metric of Adam. From an energy Adam has learnt
+    /// several times faster.
+    HONE_MAM_OPTIMIZER_MFAC = 1,
+} hone_mam_optimizer;
+
 /// Where models run and jobs are done.
 typedef struct hone_engine hone_engine;
 
@@ -702,6 +731,10 @@ typedef struct {
     uint32_t half;
     /// Orders of φ's chains; 0 means 1. A model that was trained in one order has that one.
     uint32_t orders;
+    /// log Σ_x p_θ(x), as `hone_scorer_normaliser` has it, for `hone_scorer_score` by θ: it is
+    /// subtracted from the score of a complete row, which makes that a log-likelihood. A row with a
+    /// missing site then has no score. 0 means that θ is taken as it is.
+    double log_normaliser;
 } hone_score_options;
 
 /// How to draw. Zero means default.
@@ -749,6 +782,42 @@ typedef struct {
     hone_observer observer;
 } hone_check_options;
 
+/// How to estimate the normaliser. Zero means default.
+typedef struct {
+    /// sizeof(hone_normaliser_options)
+    size_t size;
+    /// Of the draws.
+    uint64_t seed;
+    /// Draws from φ, at least 2; 0 means 2048.
+    uint32_t draws;
+    /// Must be 0.
+    uint32_t reserved;
+} hone_normaliser_options;
+
+/// log Σ_x p_θ(x) over all complete rows: 0 for a θ that sums to one. Set `size`.
+typedef struct {
+    /// sizeof(hone_normaliser)
+    size_t size;
+    /// The sum, in nats: by enumeration where the model has no more rows than draws (or 1024), else
+    /// the estimate log (1/n) Σ w with w = p_θ(x)/q(x) and x drawn from q, the chains of φ.
+    double log_sum;
+    /// Its standard error, in nats; 0 for an enumeration.
+    double error;
+    /// (Σ w)² / Σ w²: how many independent draws the estimate is worth.
+    double effective_draws;
+    /// The share of the largest w in their sum, up to 1.
+    double largest_share;
+    /// Pareto k̂ of the largest w: from 0.7 on the estimate cannot be relied on. NaN where there is
+    /// none: an enumeration, few draws, weights that are all alike.
+    double pareto_k;
+    /// Draws, or rows for an enumeration.
+    uint64_t draws;
+    /// 1 for an enumeration, else 0.
+    uint32_t exact;
+    /// 1 if it is exact, or if at least 100 draws are effective and k̂ is below 0.7; else 0.
+    uint32_t reliable;
+} hone_normaliser;
+
 /// The Ising model on a torus, log f(x) = coupling·Σ_edges s_i·s_j + field·Σ_i s_i with s = 2x − 1.
 typedef struct {
     /// sizeof(hone_ising)
@@ -780,7 +849,7 @@ typedef struct {
     const size_t *shape;
     /// How many.
     size_t shape_count;
-    /// η of Adam at its peak, from which it falls to 0 along a cosine; 0 means 0.001.
+    /// η at its peak, from which it falls to 0 along a cosine; 0 means 0.001, and 0.005 for M-FAC.
     double learning_rate;
     /// Decoupled weight decay; 0 means 0.01, or none from an energy; a negative number none.
     double weight_decay;
@@ -802,9 +871,10 @@ typedef struct {
     const char *output;
     /// Of everything random.
     uint64_t seed;
-    /// Units of a hidden layer of either net; 0 means 256.
+    /// Units of a hidden layer of either net, of a transformer per site, of a convolutional net
+    /// channels; 0 means 256, 64 or 32.
     uint32_t hidden;
-    /// Hidden layers; 0 means 3.
+    /// Hidden layers; 0 means 3, and 4 for convolutions.
     uint32_t layers;
     /// Rows per step, up to 64 or a multiple of 64; 0 means 128.
     uint32_t batch;
@@ -827,8 +897,22 @@ typedef struct {
     uint64_t energy_steps;
     /// A `hone_energy_objective`.
     uint32_t objective;
-    /// Must be 0.
-    uint32_t reserved2;
+    /// A `hone_network`.
+    uint32_t network;
+    /// Attention heads of a transformer, which divide `hidden`; 0 means 4.
+    uint32_t heads;
+    /// A `hone_padding`, of convolutions.
+    uint32_t padding;
+    /// A `hone_mam_optimizer`.
+    uint32_t optimizer;
+    /// m, the gradients in the window of M-FAC, up to 4096; 0 means 32.
+    uint32_t window;
+    /// Damping of M-FAC, as a multiple of the mean diagonal of the Fisher matrix in Adam's metric;
+    /// 0 means 100.
+    double damping;
+    /// A picture (SVG) of the loss and of what the reports measure, by step, is written here when
+    /// the training is done; NULL for none.
+    const char *curve;
 } hone_mam_train_options;
 
 /// How to keep gradients. Zero means default.
@@ -1240,8 +1324,11 @@ hone_error *hone_scorer_inspect(const hone_scorer *scorer,
 /// log p of the known sites of each of `count` rows to `out` (`count` numbers), in nats. `options`
 /// may be NULL.
 ///
-/// By θ, up to 1024 rows on one thread, it allocates nothing beside what ONNX Runtime does, once
-/// there was a call as large for each thread that asks at the same time.
+/// Once there was a call as large, by the same half, for each thread that asks at the same time, it
+/// allocates nothing beside what ONNX Runtime does: by θ and by φ, on any number of threads, for as
+/// many rows as 128 MiB of working memory are enough for (at least a million by θ, half a million
+/// by φ with few orders). So much is kept at most for each thread that asks at the same time, and
+/// threads that help wait for the next call.
 ///
 /// Errors: INVALID_ARGUMENT for a half that the model lacks, INVALID_DATA for a single row that
 /// does not fit; UNAVAILABLE in a forked child.
@@ -1326,6 +1413,39 @@ hone_error *hone_scorer_check(const hone_scorer *scorer,
 
 /// Frees a scorer. NULL is fine; a check under way keeps what it needs.
 HONE_API void hone_scorer_free(hone_scorer *scorer);
+
+/// An estimate of log Σ_x p_θ(x) to `out`, whose `size` is set: what makes θ's score of a complete
+/// row a log-likelihood, see `log_normaliser` in `hone_score_options`. `options` may be NULL. It
+/// takes as long as drawing `draws` rows and scoring them by θ; the same seed gives the same
+/// numbers.
+///
+/// Errors: INVALID_ARGUMENT for a model without both halves (θ alone will do where it can be
+/// enumerated), and for options out of their range; NUMERICS; UNAVAILABLE in a forked child.
+HONE_API
+HONE_MUST_USE
+hone_error *hone_scorer_normaliser(const hone_scorer *scorer,
+                                   const hone_normaliser_options *options,
+                                   hone_normaliser *out);
+
+/// Bounds of log u of each of `count` rows, where u is the mean of p_φ over all orders, which is a
+/// normalised probability of the known sites: to `lower` the mean of log p_φ over `orders` orders
+/// (0 means 5), to `upper` u/c + log c − 1 with the mean over the same orders in the place of u and
+/// c = p_θ, +∞ where θ is hopelessly low; `count` numbers each, in nats. To `lower_error` and
+/// `upper_error` (`count` numbers, or NULL) their standard errors over the orders, NaN for a single
+/// order.
+///
+/// `options` may be NULL; of them `seed`, `known` and `orders` count. Errors as
+/// `hone_scorer_score`; the model must have both halves.
+HONE_API
+HONE_MUST_USE
+hone_error *hone_scorer_bracket(const hone_scorer *scorer,
+                                const int64_t *rows,
+                                size_t count,
+                                const hone_score_options *options,
+                                double *lower,
+                                double *upper,
+                                double *lower_error,
+                                double *upper_error);
 
 /// Submits the training of a marginalization model by maximum likelihood on `count` rows of
 /// `length` int64 values, which are copied; −1 is missing, and skipped. The job makes a model (see
@@ -1450,9 +1570,10 @@ hone_error *hone_optimizer_new(size_t dimension,
                                const hone_optimizer_options *options,
                                hone_optimizer **out);
 
-/// One step of `weights` (`len` numbers, the dimension) along `gradient` (as many), in place. On
-/// one thread it allocates nothing once the window is full; further threads are started and joined
-/// by each step, which is worth it from some 10,000 weights on.
+/// One step of `weights` (`len` numbers, the dimension) along `gradient` (as many), in place. Once
+/// the window is full it allocates nothing, but for the steps at which `damping_relative` is
+/// measured anew. Further threads wait from step to step; they are worth it from some 10,000
+/// weights on.
 ///
 /// Errors: NUMERICS for a gradient that is not finite; UNAVAILABLE, as from all functions of an
 /// optimizer, in a forked child of the process it was made in. Nothing has changed then.

@@ -316,6 +316,18 @@ inline Job evaluate(const Model &model, const Model *reference, const Samples &s
                           });
 }
 
+/** Bounds of log u of each row, and their standard errors; see hone_scorer_bracket. */
+struct Brackets {
+    /** The mean of log p by the orders. */
+    std::vector<double> lower;
+    /** The bound from above. */
+    std::vector<double> upper;
+    /** Of the lower bounds; NaN for a single order. */
+    std::vector<double> lower_error;
+    /** Of the upper bounds. */
+    std::vector<double> upper_error;
+};
+
 /** A marginalization model, ready to answer; rows are those of hone_scorer. */
 class Scorer : public detail::Handle<hone_scorer, hone_scorer_free> {
 public:
@@ -351,6 +363,26 @@ public:
         std::vector<double> out(count(rows));
         detail::check(hone_scorer_score(c_handle(), rows.data(), out.size(), &how, out.data()));
         return out;
+    }
+
+    /** Bounds of how likely each row is, from both sides. */
+    Brackets bracket(const std::vector<std::int64_t> &rows,
+                     const hone_score_options &how = options<hone_score_options>()) const {
+        const std::size_t n = count(rows);
+        Brackets out{std::vector<double>(n), std::vector<double>(n), std::vector<double>(n),
+                     std::vector<double>(n)};
+        detail::check(hone_scorer_bracket(c_handle(), rows.data(), n, &how, out.lower.data(),
+                                          out.upper.data(), out.lower_error.data(),
+                                          out.upper_error.data()));
+        return out;
+    }
+
+    /** How far the marginal half is from summing to one; see hone_normaliser. */
+    hone_normaliser normaliser(
+        const hone_normaliser_options &how = options<hone_normaliser_options>()) const {
+        auto made = options<hone_normaliser>();
+        detail::check(hone_scorer_normaliser(c_handle(), &how, &made));
+        return made;
     }
 
     /** log p of the other known sites of each row given those where `given` is not 0. */

@@ -1,6 +1,8 @@
 //! The only unsafe code of the core outside the numeric kernels: the calls into the C library that
-//! have no safe wrapper among hone's dependencies.
+//! have no safe wrapper among hone's dependencies, and threads that are kept ([`Crew`]).
 #![allow(unsafe_code)]
+
+mod crew;
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_void};
 use std::fs::File;
@@ -17,6 +19,8 @@ use ort::sys::{ONNXTensorElementDataType as Code, OrtValue};
 use ort::value::TensorElementType;
 
 use crate::error::{Error, ErrorKind, Result};
+
+pub use crew::Crew;
 
 /// Sets an environment variable unless it is set already.
 ///
@@ -181,8 +185,8 @@ pub fn map_scratch_file(folder: &Path, len: usize) -> Result<memmap2::MmapMut> {
 }
 
 /// The inputs and one output of a session in memory of their own, at places that stay: a run over
-/// their first rows finds names, shapes and values prepared, and allocates nothing on this side of
-/// ONNX Runtime once there was a run over as many rows.
+/// their first rows finds names and memory prepared, and allocates nothing on this side of ONNX
+/// Runtime.
 pub struct Prepared {
     /// The inputs, and then the output.
     ports: Vec<Port>,
@@ -190,14 +194,19 @@ pub struct Prepared {
     names: Vec<*const c_char>,
     /// The most rows of a run.
     rows: usize,
-    /// By the number of rows: the ports as ONNX Runtime knows them, made when first needed.
-    views: Vec<Vec<*mut OrtValue>>,
+    /// For each number of rows the ports as ONNX Runtime knows them; null until first needed.
+    views: Vec<*mut OrtValue>,
+    info: MemoryInfo<'static>,
+    checked: bool,
 }
 
 /// An input or output: `[rows, row...]` numbers of one type.
 struct Port {
     name: CString,
-    row: Vec<usize>,
+    /// Of the last view that was made.
+    shape: Vec<i64>,
+    /// Numbers in a row.
+    row_len: usize,
     memory: Memory,
 }
 
@@ -258,11 +267,15 @@ impl Prepared {
         inputs: &[(&str, Numbers, &[usize])],
         output: (&str, &[usize]),
         rows: usize,
-    ) -> Prepared {
-        let port = |name: &str, row: &[usize], memory: fn(usize) -> Memory| Port {
-            name: CString::new(name).expect("the names are hone's own"),
-            row: row.to_vec(),
-            memory: memory(rows * row.iter().product::<usize>()),
+    ) -> ort::Result<Prepared> {
+        let port = |name: &str, row: &[usize], memory: fn(usize) -> Memory| {
+            let row_len = row.iter().product::<usize>();
+            Port {
+                name: CString::new(name).expect("the names are hone's own"),
+                shape: std::iter::once(&rows).chain(row).map(|&n| n as i64).collect(),
+                row_len,
+                memory: memory(rows * row_len),
+            }
         };
         let mut ports: Vec<Port> = inputs
             .iter()
@@ -273,7 +286,10 @@ impl Prepared {
             .collect();
         ports.push(port(output.0, output.1, |n| Memory::F32(Fixed::new(0.0, n))));
         let names = ports.iter().map(|p| p.name.as_ptr()).collect();
-        Prepared { ports, names, rows, views: vec![Vec::new(); rows + 1] }
+        let views = vec![std::ptr::null_mut(); (rows + 1) * ports.len()];
+        let (device, kind) = (AllocationDevice::CPU, AllocatorType::Device);
+        let info = MemoryInfo::new(device, 0, kind, MemoryType::Default)?;
+        Ok(Prepared { ports, names, rows, views, info, checked: false })
     }
 
     /// The numbers of an input of int64, all rows.
@@ -309,11 +325,21 @@ impl Prepared {
         options: &RunOptions,
     ) -> ort::Result<()> {
         assert!((1..=self.rows).contains(&rows), "{rows} rows of at most {}", self.rows);
-        if self.views[rows].is_empty() {
+        if !self.checked {
             self.check_output(session)?;
-            self.views[rows] = self.view(rows)?;
+            self.checked = true;
         }
-        let (inputs, output) = self.views[rows].split_at_mut(self.ports.len() - 1);
+        let ports = self.ports.len();
+        let views = &mut self.views[rows * ports..][..ports];
+        if views[ports - 1].is_null() {
+            for (port, view) in self.ports.iter_mut().zip(views.iter_mut()) {
+                // One that an earlier try has made, before it failed, is as good.
+                if view.is_null() {
+                    *view = port.view(rows, &self.info)?;
+                }
+            }
+        }
+        let (inputs, output) = views.split_at_mut(ports - 1);
         // SAFETY: session and options are alive; there are as many names and values as is said, all
         // of them alive, and the values lie over memory that nobody else has a reference to, as
         // `self` is borrowed exclusively. The output is given, so that ONNX Runtime fills it in
@@ -343,63 +369,48 @@ impl Prepared {
             _ => Err(ort::Error::new("the output is not of float32")),
         }
     }
+}
 
-    /// The ports of a run of so many rows as values over the same memory.
-    fn view(&self, rows: usize) -> ort::Result<Vec<*mut OrtValue>> {
-        let (device, kind) = (AllocationDevice::CPU, AllocatorType::Device);
-        let info = MemoryInfo::new(device, 0, kind, MemoryType::Default)?;
-        let mut values = Vec::with_capacity(self.ports.len());
-        for port in &self.ports {
-            let (start, size, code) = match &port.memory {
-                Memory::I64(m) => (
-                    m.0.cast::<c_void>(),
-                    size_of::<i64>(),
-                    Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
-                ),
-                Memory::Bool(m) => (m.0.cast(), 1, Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL),
-                Memory::F32(m) => {
-                    (m.0.cast(), size_of::<f32>(), Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT)
-                }
-            };
-            let count = rows * port.row.iter().product::<usize>();
-            let axes = std::iter::once(&rows).chain(&port.row);
-            let shape: Vec<i64> = axes.map(|&n| n as i64).collect();
-            let mut value = std::ptr::null_mut();
-            // SAFETY: the memory has room for `self.rows` rows, which is more; it lives as long as
-            // the value, which `drop` releases. The shape is read during the call.
-            let status = unsafe {
-                (ort::api().CreateTensorWithDataAsOrtValue)(
-                    info.ptr(),
-                    start.as_ptr(),
-                    count * size,
-                    shape.as_ptr(),
-                    shape.len(),
-                    code,
-                    &mut value,
-                )
-            };
-            // SAFETY: as in `run`.
-            if let Err(e) = unsafe { ort::Error::result_from_status(status) } {
-                release(&values);
-                return Err(e);
+impl Port {
+    /// Its first `rows` rows as a value over the same memory, which the caller releases before it
+    /// lets go of the port.
+    fn view(&mut self, rows: usize, info: &MemoryInfo<'_>) -> ort::Result<*mut OrtValue> {
+        let (start, size, code) = match &self.memory {
+            Memory::I64(m) => {
+                (m.0.cast::<c_void>(), size_of::<i64>(), Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64)
             }
-            values.push(value);
-        }
-        Ok(values)
+            Memory::Bool(m) => (m.0.cast(), 1, Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL),
+            Memory::F32(m) => {
+                (m.0.cast(), size_of::<f32>(), Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT)
+            }
+        };
+        self.shape[0] = rows as i64;
+        let mut value = std::ptr::null_mut();
+        // SAFETY: the memory has room for as many rows as `Prepared` was made for, which is no
+        // fewer; it lives as long as the value, which `drop` releases. The shape is read during the
+        // call.
+        let status = unsafe {
+            (ort::api().CreateTensorWithDataAsOrtValue)(
+                info.ptr(),
+                start.as_ptr(),
+                rows * self.row_len * size,
+                self.shape.as_ptr(),
+                self.shape.len(),
+                code,
+                &mut value,
+            )
+        };
+        // SAFETY: as in `Prepared::run`.
+        unsafe { ort::Error::result_from_status(status) }.map(|()| value)
     }
 }
 
 impl Drop for Prepared {
     fn drop(&mut self) {
-        self.views.iter().for_each(|values| release(values));
-    }
-}
-
-/// Releases values of which the caller is the owner.
-fn release(values: &[*mut OrtValue]) {
-    for &value in values {
-        // SAFETY: ONNX Runtime made it, and the caller forgets it.
-        unsafe { (ort::api().ReleaseValue)(value) };
+        for &view in self.views.iter().filter(|view| !view.is_null()) {
+            // SAFETY: ONNX Runtime made it, and this is its only owner.
+            unsafe { (ort::api().ReleaseValue)(view) };
+        }
     }
 }
 

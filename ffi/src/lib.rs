@@ -35,6 +35,8 @@ pub mod evaluate;
 
 pub mod scorer;
 
+pub mod likelihood;
+
 pub mod mam_train;
 
 pub mod gradients;

@@ -2,15 +2,17 @@
 
 use std::ffi::c_char;
 use std::mem::MaybeUninit;
+use std::path::Path;
 use std::sync::Arc;
 
 use hone_core::ErrorKind;
+use hone_core::atomic_file::AtomicFile;
 use hone_core::engine::Outcome;
 use hone_core::mam::train::{
-    Energy, EnergyFigures, EnergyGraph, EnergyOptions, Figures, Ising, Objective, Regression,
-    TrainOptions, TrainReport, Trained, TrainedByEnergy, train, train_by_energy,
+    Curve, Energy, EnergyFigures, EnergyGraph, EnergyOptions, Figures, Ising, Method, Objective,
+    Regression, TrainOptions, TrainReport, Trained, TrainedByEnergy, train, train_by_energy,
 };
-use hone_core::mam::{Contract, Rows, Size};
+use hone_core::mam::{Contract, Network, Rows, Size};
 use hone_core::onnx::Model;
 use serde_json::json;
 
@@ -40,6 +42,41 @@ pub enum hone_energy_objective {
     Balance = 0,
     /// REINFORCE through θ, and the consistency of single steps, as published.
     Reinforce = 1,
+}
+
+/// What either net of a marginalization model is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum hone_network {
+    /// Residual perceptrons over the whole row.
+    Mlp = 0,
+    /// A transformer over the sites.
+    Transformer = 1,
+    /// 3×3 convolutions of rows with two sides: see `shape`.
+    Conv = 2,
+}
+
+/// What a convolution finds beyond an edge.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum hone_padding {
+    /// TORUS for an Ising model, else ZERO.
+    Auto = 0,
+    /// Nothing.
+    Zero = 1,
+    /// The opposite edge; no site is told from others.
+    Torus = 2,
+}
+
+/// What takes the steps of a training of marginalization models.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum hone_mam_optimizer {
+    /// Adam with β₁ = 0.9 and β₂ = 0.99.
+    Adam = 0,
+    /// M-FAC with momentum 0.9, damped in the metric of Adam. From an energy Adam has learnt
+    /// several times faster.
+    Mfac = 1,
 }
 
 /// The Ising model on a torus, log f(x) = coupling·Σ_edges s_i·s_j + field·Σ_i s_i with s = 2x − 1.
@@ -80,7 +117,7 @@ pub struct hone_mam_train_options {
     pub shape: *const usize,
     /// How many.
     pub shape_count: usize,
-    /// η of Adam at its peak, from which it falls to 0 along a cosine; 0 means 0.001.
+    /// η at its peak, from which it falls to 0 along a cosine; 0 means 0.001, and 0.005 for M-FAC.
     pub learning_rate: f64,
     /// Decoupled weight decay; 0 means 0.01, or none from an energy; a negative number none.
     pub weight_decay: f64,
@@ -102,9 +139,10 @@ pub struct hone_mam_train_options {
     pub output: *const c_char,
     /// Of everything random.
     pub seed: u64,
-    /// Units of a hidden layer of either net; 0 means 256.
+    /// Units of a hidden layer of either net, of a transformer per site, of a convolutional net
+    /// channels; 0 means 256, 64 or 32.
     pub hidden: u32,
-    /// Hidden layers; 0 means 3.
+    /// Hidden layers; 0 means 3, and 4 for convolutions.
     pub layers: u32,
     /// Rows per step, up to 64 or a multiple of 64; 0 means 128.
     pub batch: u32,
@@ -127,8 +165,22 @@ pub struct hone_mam_train_options {
     pub energy_steps: u64,
     /// A `hone_energy_objective`.
     pub objective: u32,
-    /// Must be 0.
-    pub reserved2: u32,
+    /// A `hone_network`.
+    pub network: u32,
+    /// Attention heads of a transformer, which divide `hidden`; 0 means 4.
+    pub heads: u32,
+    /// A `hone_padding`, of convolutions.
+    pub padding: u32,
+    /// A `hone_mam_optimizer`.
+    pub optimizer: u32,
+    /// m, the gradients in the window of M-FAC, up to 4096; 0 means 32.
+    pub window: u32,
+    /// Damping of M-FAC, as a multiple of the mean diagonal of the Fisher matrix in Adam's metric;
+    /// 0 means 100.
+    pub damping: f64,
+    /// A picture (SVG) of the loss and of what the reports measure, by step, is written here when
+    /// the training is done; NULL for none.
+    pub curve: *const c_char,
 }
 
 // SAFETY: plain data of C without padding that starts with its size.
@@ -136,6 +188,12 @@ unsafe impl Extensible for hone_mam_train_options {}
 
 /// Every so many rows one is held out, unless rows to hold out are given.
 const HELD_OUT_EVERY: usize = 10;
+
+/// Attention heads unless told otherwise.
+const USUAL_HEADS: usize = 4;
+
+/// More gradients in a window only cost memory.
+const MOST_WINDOW: usize = 4096;
 
 /// Submits the training of a marginalization model by maximum likelihood on `count` rows of
 /// `length` int64 values, which are copied; −1 is missing, and skipped. The job makes a model (see
@@ -162,7 +220,6 @@ pub unsafe extern "C" fn hone_mam_train(
         // SAFETY: the header asks for a struct of its size or NULL.
         let o = unsafe { options::read(options, "options") }?;
         options::check_reserved(o.reserved)?;
-        options::check_reserved(o.reserved2)?;
         // SAFETY: the header says what the pointers in the struct are.
         if let Some(source) = unsafe { source(&o) }? {
             if !rows.is_null() || count != 0 || length != 0 {
@@ -196,6 +253,8 @@ pub unsafe extern "C" fn hone_mam_train(
         let checkpoint = unsafe { optional_path(o.checkpoint, "checkpoint") }?;
         // SAFETY: the header asks for a string or NULL.
         let output = unsafe { optional_path(o.output, "output") }?;
+        // SAFETY: the header asks for a string or NULL.
+        let curve = unsafe { optional_path(o.curve, "curve") }?;
         submit(&engine.0, o.observer, out, move |progress, cancel| {
             let mut history: Vec<TrainReport> = Vec::new();
             progress.begin("conditionals", how.conditional_steps);
@@ -212,6 +271,7 @@ pub unsafe extern "C" fn hone_mam_train(
             if let Some(path) = output {
                 model.save(path)?;
             }
+            draw(curve.as_deref(), &history)?;
             let report = document(&rows, &held_out, &made, &history);
             Ok(Outcome { report: format!("{report:#}\n"), model: Some(model.into()) })
         })
@@ -279,6 +339,8 @@ unsafe fn train_from(
     let checkpoint = unsafe { optional_path(o.checkpoint, "checkpoint") }?;
     // SAFETY: the header asks for a string or NULL.
     let output = unsafe { optional_path(o.output, "output") }?;
+    // SAFETY: the header asks for a string or NULL.
+    let curve = unsafe { optional_path(o.curve, "curve") }?;
     submit(&engine.0, o.observer, out, move |progress, cancel| {
         let (name, energy) = match source {
             Source::Ising(ising) => ("ising".into(), Energy::Ising(ising)),
@@ -309,6 +371,7 @@ unsafe fn train_from(
         if let Some(path) = output {
             model.save(path)?;
         }
+        draw(curve.as_deref(), &history)?;
         let report = energy_document(&made, &history);
         Ok(Outcome { report: format!("{report:#}\n"), model: Some(model.into()) })
     })
@@ -322,19 +385,23 @@ fn how(
     let usual = TrainOptions::default();
     // A negative number says that there is to be none.
     let unless = |value: f64, usual: f64| if value < 0.0 { 0.0 } else { or(value, usual) };
+    let network = network(o)?;
+    let suits = network.usual_size();
     let size = Size {
-        hidden: or(o.hidden as usize, usual.size.hidden),
-        layers: or(o.layers as usize, usual.size.layers),
+        hidden: or(o.hidden as usize, suits.hidden),
+        layers: or(o.layers as usize, suits.layers),
     };
+    network.check_size(size)?;
+    let (method, usual_rate) = method(o)?;
     let kinds = [Regression::Trajectory, Regression::OneStep];
     Ok(TrainOptions {
-        network: usual.network,
+        network,
         size,
         conditional_steps: or(o.conditional_steps, usual.conditional_steps),
         marginal_steps: or(o.marginal_steps, usual.marginal_steps),
         batch: or(o.batch as usize, usual.batch),
-        method: usual.method,
-        learning_rate: or(o.learning_rate, usual.learning_rate),
+        method,
+        learning_rate: or(o.learning_rate, usual_rate),
         weight_decay: unless(o.weight_decay, usual_decay),
         clip_norm: or(o.clip_norm, usual.clip_norm),
         average: unless(o.average, usual.average),
@@ -343,6 +410,59 @@ fn how(
         threads,
         report_every: or(o.report_every, usual.report_every),
     })
+}
+
+fn network(o: &hone_mam_train_options) -> Result<Network, hone_error> {
+    let torus = match o.padding {
+        0 => !o.ising.is_null(),
+        1 => false,
+        2 => true,
+        other => return Err(hone_error::argument(format!("{other} is no hone_padding"))),
+    };
+    let heads = or(o.heads as usize, USUAL_HEADS);
+    let networks = [Network::Mlp, Network::Transformer { heads }, Network::Conv { torus }];
+    let network = choose(o.network, "hone_network", &networks)?;
+    if o.heads != 0 && !matches!(network, Network::Transformer { .. }) {
+        return Err(hone_error::argument("`heads`: a transformer alone has any"));
+    }
+    if o.padding != 0 && !matches!(network, Network::Conv { .. }) {
+        return Err(hone_error::argument("`padding`: convolutions alone have any"));
+    }
+    Ok(network)
+}
+
+/// What takes the steps, and its usual rate.
+fn method(o: &hone_mam_train_options) -> Result<(Method, f64), hone_error> {
+    let window = or(o.window as usize, 32);
+    if window > MOST_WINDOW {
+        let message = format!("`window` is {window}; it is at most {MOST_WINDOW}");
+        return Err(hone_error::argument(message));
+    }
+    let damping = positive(o.damping, "damping")?.unwrap_or(100.0);
+    let methods = [(Method::Adam, 1e-3), (Method::Mfac { window, damping }, 5e-3)];
+    let (method, rate) = choose(o.optimizer, "hone_mam_optimizer", &methods)?;
+    if method == Method::Adam && (o.window != 0 || o.damping != 0.0) {
+        return Err(hone_error::argument("`window` and `damping` belong to M-FAC"));
+    }
+    Ok((method, rate))
+}
+
+/// A number above 0, or none for 0.
+fn positive(value: f64, what: &str) -> Result<Option<f64>, hone_error> {
+    if !(value >= 0.0 && value.is_finite()) {
+        return Err(hone_error::argument(format!("`{what}` is {value}, not a positive number")));
+    }
+    Ok((value > 0.0).then_some(value))
+}
+
+/// The picture of a training.
+fn draw(path: Option<&Path>, history: &[TrainReport]) -> hone_core::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let mut curve = Curve::default();
+    history.iter().for_each(|report| curve.add(report));
+    let mut file = AtomicFile::create(path)?;
+    file.append(curve.to_svg().as_bytes())?;
+    file.commit()
 }
 
 /// # Safety

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 
 use hone_core::atomic_file::AtomicFile;
-use hone_core::engine::SignalsBlocked;
 use hone_core::mfac::optimizer::{Decay, Method, Schedule, Settings};
 use hone_core::mfac::{Optimizer, Sliding, Storage};
 use hone_core::train::Metric;
@@ -303,9 +302,10 @@ pub(crate) fn decay(number: u32, usual: Decay) -> Result<Decay, hone_error> {
     choose(number, "hone_decay", &[usual, Decay::Coupled, Decay::Decoupled])
 }
 
-/// One step of `weights` (`len` numbers, the dimension) along `gradient` (as many), in place. On
-/// one thread it allocates nothing once the window is full; further threads are started and joined
-/// by each step, which is worth it from some 10,000 weights on.
+/// One step of `weights` (`len` numbers, the dimension) along `gradient` (as many), in place. Once
+/// the window is full it allocates nothing, but for the steps at which `damping_relative` is
+/// measured anew. Further threads wait from step to step; they are worth it from some 10,000
+/// weights on.
 ///
 /// Errors: NUMERICS for a gradient that is not finite; UNAVAILABLE, as from all functions of an
 /// optimizer, in a forked child of the process it was made in. Nothing has changed then.
@@ -326,8 +326,6 @@ pub unsafe extern "C" fn hone_optimizer_step(
         // SAFETY: the header asks for `len` numbers; they do not overlap the weights.
         let gradient = unsafe { slice(gradient, len, "gradient") }?;
         let threads = optimizer.plan.threads;
-        // With one thread none is started.
-        let _blocked = (threads > 1).then(SignalsBlocked::new);
         Ok(optimizer.lock()?.step(weights, gradient, threads)?)
     })
 }

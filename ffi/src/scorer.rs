@@ -7,8 +7,8 @@ use hone_core::cancel::Cancel;
 use hone_core::engine::{Outcome, SignalsBlocked};
 use hone_core::mam::contract::Trained;
 use hone_core::mam::{
-    CheckOptions, FillOrder, LoadOptions, MISSING, Mam, Method, Orders, Rows, SampleOptions,
-    ScoreOptions, Source,
+    ChainScore, CheckOptions, FillOrder, LoadOptions, MISSING, Mam, Method, Orders, Rows,
+    SampleOptions, Source,
 };
 use hone_core::onnx::Model;
 use serde_json::json;
@@ -65,6 +65,10 @@ pub struct hone_score_options {
     pub half: u32,
     /// Orders of φ's chains; 0 means 1. A model that was trained in one order has that one.
     pub orders: u32,
+    /// log Σ_x p_θ(x), as `hone_scorer_normaliser` has it, for `hone_scorer_score` by θ: it is
+    /// subtracted from the score of a complete row, which makes that a log-likelihood. A row with a
+    /// missing site then has no score. 0 means that θ is taken as it is.
+    pub log_normaliser: f64,
 }
 
 // SAFETY: plain data of C without padding that starts with its size.
@@ -133,8 +137,7 @@ unsafe impl Extensible for hone_check_options {}
 pub struct hone_scorer {
     home: Arc<Home>,
     process: Process,
-    threads: usize,
-    mam: Arc<Mam>,
+    pub(crate) mam: Arc<Mam>,
 }
 
 /// Makes a scorer of `model`, and of `other` if the halves are in two files (NULL if not). The
@@ -164,7 +167,7 @@ pub unsafe extern "C" fn hone_scorer_new(
         let models: Vec<Model> = models.map(|m| Model::clone(&m.model)).collect();
         let _blocked = SignalsBlocked::new();
         let mam = Mam::from_models(&models, load, &Cancel::never())?;
-        give(out, hone_scorer { home, process: Process::here(), threads, mam: Arc::new(mam) });
+        give(out, hone_scorer { home, process: Process::here(), mam: Arc::new(mam) });
         Ok(())
     })
 }
@@ -213,8 +216,11 @@ pub extern "C" fn hone_scorer_inspect(
 /// log p of the known sites of each of `count` rows to `out` (`count` numbers), in nats. `options`
 /// may be NULL.
 ///
-/// By θ, up to 1024 rows on one thread, it allocates nothing beside what ONNX Runtime does, once
-/// there was a call as large for each thread that asks at the same time.
+/// Once there was a call as large, by the same half, for each thread that asks at the same time, it
+/// allocates nothing beside what ONNX Runtime does: by θ and by φ, on any number of threads, for as
+/// many rows as 128 MiB of working memory are enough for (at least a million by θ, half a million
+/// by φ with few orders). So much is kept at most for each thread that asks at the same time, and
+/// threads that help wait for the next call.
 ///
 /// Errors: INVALID_ARGUMENT for a half that the model lacks, INVALID_DATA for a single row that
 /// does not fit; UNAVAILABLE in a forked child.
@@ -232,23 +238,35 @@ pub unsafe extern "C" fn hone_scorer_score(
         // SAFETY: the header asks for a struct of its size or NULL.
         let o = unsafe { options::read(options, "options") }?;
         let method = scorer.method(o.half)?;
-        if method == Method::Theta {
-            // SAFETY: the header asks for so many rows, and room for as many numbers.
-            return unsafe { score_by_theta(scorer, rows, count, o.known, out) };
+        let cells = cells_in(scorer, count)?;
+        let masked = if o.known.is_null() { 0 } else { cells };
+        check_apart(rows, cells, out, count, "`rows` and `out`")?;
+        check_apart(o.known, masked, out, count, "`known` and `out`")?;
+        // SAFETY: the header asks for so many rows.
+        let rows = unsafe { slice(rows, cells, "rows") }?;
+        // SAFETY: the header asks for a byte for each cell.
+        let mask = || unsafe { slice(o.known, masked, "known") };
+        let known = (masked > 0).then(mask).transpose()?;
+        // SAFETY: the header asks for room for so many numbers; it overlaps neither of them.
+        let out = unsafe { slice_mut(out, count, "out") }?;
+        let (mam, never) = (&scorer.mam, Cancel::never());
+        let mut answers = Filled::new(out);
+        if method != Method::Theta {
+            not_of_phi(&o)?;
+            let orders = scorer.orders(&o, 1);
+            let score = |c: hone_core::Result<ChainScore>| answers.take(c.map(|c| c.log_p));
+            mam.each_chain_score(rows, known, &orders, &never, score)?;
+            return answers.end();
         }
-        // SAFETY: the header asks for so many rows, and room for as many numbers.
-        let (rows, out) = unsafe { rows_and_out(scorer, rows, count, o.known, out) }?;
-        let how = ScoreOptions {
-            method,
-            orders: scorer.orders(&o),
-            log_normaliser: None,
-            conflict: false,
-            surprise: false,
-        };
-        let _blocked = SignalsBlocked::new();
-        let scores = scorer.mam.score(&rows, &how, &Cancel::never())?;
-        let log_p = |s: hone_core::mam::Score| s.phi.map(|chain| chain.log_p);
-        fill(scores.into_iter().map(|s| s.map(|s| log_p(s).unwrap_or(f64::NAN))), out)
+        let mut row = 0..;
+        mam.each_log_marginal(rows, known, &never, |value| {
+            let row = row.next().expect("numbers go on");
+            answers.take(match o.log_normaliser {
+                0.0 => value,
+                log_sum => value.and_then(|v| scorer.corrected(v, log_sum, rows, known, row)),
+            });
+        })?;
+        answers.end()
     })
 }
 
@@ -269,19 +287,24 @@ pub unsafe extern "C" fn hone_scorer_condition(
         // SAFETY: the header asks for a struct of its size or NULL.
         let o = unsafe { options::read(options, "options") }?;
         // SAFETY: the header asks for so many rows, and room for as many numbers.
-        let (rows, out) = unsafe { rows_and_out(scorer, rows, count, o.known, out) }?;
+        let rows = unsafe { rows_of(scorer, rows, count, o.known) }?;
+        // SAFETY: the header asks for room for so many numbers; the rows are a copy.
+        let out = unsafe { slice_mut(out, count, "out") }?;
         // SAFETY: the header asks for a byte for each cell.
         let given = unsafe { slice(given, rows.cells().len(), "given") }?;
         let given: Vec<bool> = given.iter().map(|&g| g != 0).collect();
         let method = scorer.method(o.half)?;
-        let orders = scorer.orders(&o);
-        let _blocked = SignalsBlocked::new();
+        not_of_phi(&o)?;
+        let orders = scorer.orders(&o, 1);
         let found = scorer.mam.log_conditional(&rows, &given, &orders, &Cancel::never())?;
         let log_p = |c: hone_core::mam::Conditional| match method {
             Method::Theta => c.ratio,
             _ => c.chain.map(|chain| chain.log_p),
         };
-        fill(found.into_iter().map(|c| c.map(|c| log_p(c).unwrap_or(f64::NAN))), out)
+        let mut answers = Filled::new(out);
+        let found = found.into_iter().map(|c| c.map(|c| log_p(c).unwrap_or(f64::NAN)));
+        found.for_each(|answer| answers.take(answer));
+        answers.end()
     })
 }
 
@@ -323,7 +346,7 @@ pub unsafe extern "C" fn hone_scorer_distributions(
             2 => Source::Phi,
             other => return Err(hone_error::argument(format!("{other} is no hone_half"))),
         };
-        let _blocked = SignalsBlocked::new();
+        not_of_phi(&o)?;
         let found = scorer.mam.distributions(&rows, source, &Cancel::never())?;
         if let [Err(_)] = found.as_slice() {
             return Err(found.into_iter().find_map(Result::err).expect("it is one").into());
@@ -458,7 +481,6 @@ unsafe fn draw(
         seed: o.seed,
         first_draw: o.first_draw,
     };
-    let _blocked = SignalsBlocked::new();
     let (sweeps, block) = (o.sweeps as usize, or(o.block, 1) as usize);
     let drawn = scorer.mam.impute(&evidence, &how, sweeps, block, &Cancel::never())?;
     if count == draws && drawn.iter().all(Result::is_err) {
@@ -546,15 +568,70 @@ impl hone_scorer {
         }
     }
 
-    fn orders(&self, o: &hone_score_options) -> Orders {
+    pub(crate) fn orders(&self, o: &hone_score_options, usual: u32) -> Orders {
         match self.mam.contract().orders {
             Trained::Forward => Orders::Forward,
-            _ => Orders::Random { count: or(o.orders, 1) as usize, seed: o.seed },
+            _ => Orders::Random { count: or(o.orders, usual) as usize, seed: o.seed },
+        }
+    }
+
+    /// θ's score of a row as a log-likelihood; an error unless the row is complete.
+    fn corrected(
+        &self,
+        value: f64,
+        log_sum: f64,
+        rows: &[i64],
+        known: Option<&[u8]>,
+        row: usize,
+    ) -> hone_core::Result<f64> {
+        let length = self.mam.contract().length;
+        let missing = |at: &usize| rows[*at] == MISSING || known.is_some_and(|k| k[*at] == 0);
+        match (row * length..(row + 1) * length).find(missing) {
+            None => Ok(value - log_sum),
+            Some(at) => {
+                let site = at - row * length;
+                let message = format!("site {site} is missing: `log_normaliser` is of whole rows");
+                Err(hone_core::Error::new(hone_core::ErrorKind::Data, message))
+            }
         }
     }
 }
 
-fn scorer_here(scorer: Option<&hone_scorer>) -> Result<&hone_scorer, hone_error> {
+/// `log_normaliser` corrects θ's scores.
+pub(crate) fn not_of_phi(o: &hone_score_options) -> Result<(), hone_error> {
+    match o.log_normaliser {
+        0.0 => Ok(()),
+        _ => Err(hone_error::argument("`log_normaliser` belongs to hone_scorer_score by θ")),
+    }
+}
+
+/// Answers as they come: NaN for those that are errors, but the error of the call for one alone.
+struct Filled<'a> {
+    alone: bool,
+    places: std::slice::IterMut<'a, f64>,
+    error: Option<hone_core::Error>,
+}
+
+impl<'a> Filled<'a> {
+    fn new(out: &'a mut [f64]) -> Filled<'a> {
+        Filled { alone: out.len() == 1, places: out.iter_mut(), error: None }
+    }
+
+    fn take(&mut self, answer: hone_core::Result<f64>) {
+        let place = self.places.next().expect("an answer for each row");
+        match answer {
+            Ok(value) => *place = value,
+            Err(e) if self.alone => self.error = Some(e),
+            Err(_) => *place = f64::NAN,
+        }
+    }
+
+    fn end(self) -> Result<(), hone_error> {
+        self.error.map_or(Ok(()), |e| Err(e.into()))
+    }
+}
+
+pub(crate) fn scorer_here(scorer: Option<&hone_scorer>) -> Result<&hone_scorer, hone_error> {
     let scorer = given(scorer, "scorer")?;
     scorer.process.check("scorer")?;
     Ok(scorer)
@@ -569,7 +646,7 @@ fn cells_in(scorer: &hone_scorer, count: usize) -> Result<usize, hone_error> {
 /// # Safety
 ///
 /// `rows` must point to `count` rows, and `known`, if not null, to a byte for each of their cells.
-unsafe fn rows_of(
+pub(crate) unsafe fn rows_of(
     scorer: &hone_scorer,
     rows: *const i64,
     count: usize,
@@ -586,74 +663,4 @@ unsafe fn rows_of(
         hidden.for_each(|(cell, _)| *cell = MISSING);
     }
     Ok(Rows::new(length, cells)?)
-}
-
-/// # Safety
-///
-/// As [`rows_of`], and `out` must have room for `count` numbers.
-unsafe fn rows_and_out<'a>(
-    scorer: &hone_scorer,
-    rows: *const i64,
-    count: usize,
-    known: *const u8,
-    out: *mut f64,
-) -> Result<(Rows, &'a mut [f64]), hone_error> {
-    // SAFETY: as the caller vouches.
-    let rows = unsafe { rows_of(scorer, rows, count, known) }?;
-    // SAFETY: as the caller vouches; the rows are a copy, so nothing overlaps.
-    Ok((rows, unsafe { slice_mut(out, count, "out") }?))
-}
-
-/// [`hone_scorer_score`] by θ, in memory that is kept from call to call.
-///
-/// # Safety
-///
-/// As [`rows_and_out`].
-unsafe fn score_by_theta(
-    scorer: &hone_scorer,
-    rows: *const i64,
-    count: usize,
-    known: *const u8,
-    out: *mut f64,
-) -> Result<(), hone_error> {
-    let cells = cells_in(scorer, count)?;
-    check_apart(rows, cells, out, count, "`rows` and `out`")?;
-    check_apart(known, if known.is_null() { 0 } else { cells }, out, count, "`known` and `out`")?;
-    // SAFETY: as the caller vouches.
-    let rows = unsafe { slice(rows, cells, "rows") }?;
-    let known = match known.is_null() {
-        true => None,
-        // SAFETY: as the caller vouches.
-        false => Some(unsafe { slice(known, cells, "known") }?),
-    };
-    // SAFETY: as the caller vouches; neither the rows nor the mask overlap it.
-    let out = unsafe { slice_mut(out, count, "out") }?;
-    // With one thread none is started.
-    let _blocked = (scorer.threads > 1).then(SignalsBlocked::new);
-    let (mut next, mut alone) = (out.iter_mut(), None);
-    scorer.mam.each_log_marginal(rows, known, &Cancel::never(), |answer| {
-        let out = next.next().expect("an answer for each row");
-        match answer {
-            Ok(value) => *out = value,
-            Err(e) if count == 1 => alone = Some(e),
-            Err(_) => *out = f64::NAN,
-        }
-    })?;
-    alone.map_or(Ok(()), |e| Err(e.into()))
-}
-
-/// Answers to `out`, NaN for those that are errors; the error of the call if there is one alone.
-fn fill(
-    answers: impl ExactSizeIterator<Item = hone_core::Result<f64>>,
-    out: &mut [f64],
-) -> Result<(), hone_error> {
-    let alone = answers.len() == 1;
-    for (answer, out) in answers.zip(out) {
-        *out = match answer {
-            Err(e) if alone => return Err(e.into()),
-            Err(_) => f64::NAN,
-            Ok(value) => value,
-        };
-    }
-    Ok(())
 }

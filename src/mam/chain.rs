@@ -7,10 +7,11 @@
 use crate::cancel::Cancel;
 use crate::error::{Result, bail, error};
 use crate::mam::contract::Trained;
+use crate::mam::half::Found;
 use crate::mam::model::{
-    Answers, Mam, WINDOW_BYTES, WINDOW_ROWS, Want, log_softmax_at, log_sum_exp,
+    Answers, ByRow, Mam, WINDOW_BYTES, WINDOW_ROWS, Want, log_softmax_at, log_sum_exp,
 };
-use crate::mam::rows::{Distinct, copy, free_sites, known_sites};
+use crate::mam::rows::{Distinct, copy};
 use crate::random::Stream;
 
 /// Along which orders chains run.
@@ -45,7 +46,7 @@ pub struct ChainScore {
 }
 
 impl ChainScore {
-    fn new(logs: &[f64]) -> ChainScore {
+    pub(crate) fn new(logs: &[f64]) -> ChainScore {
         let m = logs.len() as f64;
         let mean = logs.iter().sum::<f64>() / m;
         let squares = logs.iter().map(|l| (l - mean).powi(2)).sum::<f64>();
@@ -67,36 +68,140 @@ pub(crate) struct Chain {
 }
 
 impl Orders {
-    /// The orders as permutations of `length` sites; refuses what the model was not trained for.
-    pub(crate) fn permutations(&self, mam: &Mam) -> Result<Vec<Vec<u32>>> {
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Orders::Random { count, .. } => *count,
+            Orders::Forward => 1,
+            Orders::Given(orders) => orders.len(),
+        }
+    }
+
+    /// The orders as permutations of all sites, one behind the other in `flat`, whose memory is
+    /// kept; refuses what the model was not trained for.
+    pub(crate) fn write_to(&self, flat: &mut Vec<u32>, mam: &Mam) -> Result<()> {
         let length = mam.contract().length;
-        let forward: Vec<u32> = (0..length as u32).collect();
-        let orders = match self {
-            Orders::Random { count: 0, .. } => bail!(Usage, "0 orders give no answer"),
+        let sites = 0..length as u32;
+        flat.clear();
+        match self {
             Orders::Random { count, seed } => {
-                (0..*count as u64).map(|j| Stream::new(*seed, j).permutation(length)).collect()
+                for j in 0..*count {
+                    flat.extend(sites.clone());
+                    Stream::new(*seed, j as u64).shuffle(&mut flat[j * length..]);
+                }
             }
-            Orders::Forward => vec![forward.clone()],
-            Orders::Given(orders) => orders.clone(),
-        };
-        for (j, order) in orders.iter().enumerate() {
-            let mut sorted = order.clone();
-            sorted.sort_unstable();
-            if sorted != forward {
-                bail!(Usage, "order {j} is no permutation of the sites 0 to {}", length - 1);
-            }
-            if mam.contract().orders == Trained::Forward && *order != forward {
-                bail!(
-                    Usage,
-                    "the model was trained for the order 0, 1, 2, ... only (mam.orders is \
-                     forward); use forward orders"
-                );
+            Orders::Forward => flat.extend(sites.clone()),
+            Orders::Given(orders) => {
+                for (j, order) in orders.iter().enumerate() {
+                    let mut sorted = order.clone();
+                    sorted.sort_unstable();
+                    if !sorted.iter().copied().eq(sites.clone()) {
+                        bail!(
+                            Usage,
+                            "order {j} is no permutation of the sites 0 to {}",
+                            length - 1
+                        );
+                    }
+                    flat.extend(order);
+                }
             }
         }
-        if orders.is_empty() {
+        if flat.is_empty() {
             bail!(Usage, "0 orders give no answer");
         }
-        Ok(orders)
+        let forward = |order: &[u32]| order.iter().copied().eq(sites.clone());
+        if mam.contract().orders == Trained::Forward && !flat.chunks_exact(length).all(forward) {
+            bail!(
+                Usage,
+                "the model was trained for the order 0, 1, 2, ... only (mam.orders is forward); \
+                 use forward orders"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Chains on their way through the net, in memory that can be used again.
+///
+/// They are added step by step; their prefixes wait in a window, equal ones once, until it is full.
+#[derive(Debug)]
+pub(crate) struct Chains {
+    rows: Distinct,
+    wants: Vec<Want>,
+    /// Of each want.
+    terms: Vec<Term>,
+    by_row: ByRow,
+    found: Found,
+    /// The chain at hand: what is known so far, and for an ordered net the order.
+    row: Vec<i32>,
+    /// Where its own wants begin.
+    own: usize,
+    sums: Vec<Sum>,
+}
+
+/// What waits for the net: a term of a chain.
+#[derive(Debug)]
+struct Term {
+    chain: usize,
+    value: i32,
+}
+
+/// log p_φ along a chain.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sum {
+    log_p: f64,
+    /// The first site whose conditional is no number.
+    bad: Option<u32>,
+}
+
+impl Sum {
+    /// The sum, or the site that spoils it.
+    pub fn value(self) -> std::result::Result<f64, u32> {
+        self.bad.map_or(Ok(self.log_p), Err)
+    }
+}
+
+impl Chains {
+    /// No chains of a model.
+    pub fn new(mam: &Mam) -> Chains {
+        let length = mam.contract().length;
+        let width = if mam.ordered.is_some() { 2 * length } else { length };
+        Chains {
+            rows: Distinct::new(width),
+            wants: Vec::new(),
+            terms: Vec::new(),
+            by_row: ByRow::default(),
+            found: Found::default(),
+            row: Vec::with_capacity(width),
+            own: 0,
+            sums: Vec::new(),
+        }
+    }
+
+    /// Forgets all chains, and keeps the memory.
+    pub fn clear(&mut self) {
+        self.forget_terms();
+        self.sums.clear();
+    }
+
+    fn forget_terms(&mut self) {
+        self.rows.clear();
+        self.wants.clear();
+        self.terms.clear();
+        self.own = 0;
+    }
+
+    /// The sums of all chains since they were cleared, once [`Mam::end_chains`] was called.
+    pub fn sums(&self) -> &[Sum] {
+        &self.sums
+    }
+
+    /// About how many bytes it holds.
+    pub fn bytes(&self) -> usize {
+        let of_want = size_of::<Want>() + size_of::<Term>() + size_of::<u32>() + size_of::<f64>();
+        self.rows.bytes()
+            + self.wants.capacity() * of_want
+            + self.sums.capacity() * size_of::<Sum>()
     }
 }
 
@@ -109,10 +214,19 @@ impl Mam {
         orders: &Orders,
         cancel: &Cancel,
     ) -> Result<Answers<(ChainScore, Vec<f64>)>> {
-        let orders = orders.permutations(self)?;
-        let good = rows.iter().filter_map(|row| row.as_ref().ok());
-        let chains = good.flat_map(|row| orders.iter().map(|order| row.chain(order)));
-        let mut values = self.chains(chains, cancel)?.into_iter();
+        let mut flat = Vec::new();
+        orders.write_to(&mut flat, self)?;
+        let orders = flat.chunks_exact(self.contract().length);
+        let mut chains = Chains::new(self);
+        for row in rows.iter().filter_map(|row| row.as_ref().ok()) {
+            for order in orders.clone() {
+                let asked = order.iter().filter(|&&site| row.asked(site as usize));
+                let steps = asked.map(|&site| (site, row.full[site as usize]));
+                self.add_chain(&mut chains, row.given.iter().copied(), steps, cancel)?;
+            }
+        }
+        self.end_chains(&mut chains, cancel)?;
+        let mut values = chains.sums().iter().map(|sum| sum.value().map_err(not_finite));
         let answer = |row: &Result<Split>| {
             if let Err(e) = row {
                 return Err(copy(e));
@@ -130,107 +244,118 @@ impl Mam {
         chains: impl Iterator<Item = Chain>,
         cancel: &Cancel,
     ) -> Result<Vec<Result<f64>>> {
-        if self.ordered.is_some() {
-            return self.ordered_chains(chains, cancel);
-        }
-        self.needed_phi()?;
-        let length = self.contract().length;
-        let window = self.rows_at_a_time();
-        let mut sums: Vec<Result<f64>> = Vec::new();
-        let mut rows = Distinct::new(length);
-        let (mut wants, mut terms) = (Vec::new(), Vec::new());
+        let mut added = Chains::new(self);
         for chain in chains {
-            sums.push(Ok(0.0));
-            let mut current = chain.start;
-            for (site, value) in chain.steps {
-                wants.push(Want { row: rows.insert(&current), site });
-                terms.push(Term { chain: sums.len() - 1, value });
-                current[site as usize] = value;
-                if rows.len() >= window || wants.len() >= 4 * window {
-                    self.add_terms(&mut rows, &mut wants, &mut terms, &mut sums, cancel)?;
-                }
-            }
+            let (start, steps) = (chain.start.into_iter(), chain.steps.into_iter());
+            self.add_chain(&mut added, start, steps, cancel)?;
         }
-        self.add_terms(&mut rows, &mut wants, &mut terms, &mut sums, cancel)?;
-        Ok(sums)
+        self.end_chains(&mut added, cancel)?;
+        Ok(added.sums().iter().map(|sum| sum.value().map_err(not_finite)).collect())
     }
 
-    /// Adds the terms that wait to the sums of their chains, in their order, and clears them.
-    fn add_terms(
+    /// Adds a chain from `start`, in which V is known, along sites and values of U.
+    pub(crate) fn add_chain(
         &self,
-        rows: &mut Distinct,
-        wants: &mut Vec<Want>,
-        terms: &mut Vec<Term>,
-        sums: &mut [Result<f64>],
+        chains: &mut Chains,
+        start: impl Iterator<Item = i32>,
+        steps: impl Iterator<Item = (u32, i32)>,
         cancel: &Cancel,
     ) -> Result<()> {
-        if terms.is_empty() {
-            return Ok(());
+        let number = chains.sums.len();
+        chains.sums.push(Sum::default());
+        chains.row.clear();
+        chains.row.extend(start);
+        if self.ordered.is_some() {
+            return self.add_ordered(chains, number, steps, cancel);
         }
-        let value = |w: usize| terms[w].value as usize;
-        let logs =
-            self.phi_at(rows, wants, cancel, |w, logits| log_softmax_at(logits, value(w)))?;
-        for ((term, want), log) in terms.iter().zip(wants.iter()).zip(logs) {
-            let sum = &mut sums[term.chain];
-            match sum {
-                Ok(_) if log.is_nan() => *sum = Err(not_finite(want.site)),
-                Ok(total) => *total += log,
-                Err(_) => {}
+        let window = self.rows_at_a_time();
+        for (site, value) in steps {
+            let row = chains.rows.insert(&chains.row);
+            chains.wants.push(Want { row, site });
+            chains.terms.push(Term { chain: number, value });
+            chains.row[site as usize] = value;
+            if chains.rows.len() >= window || chains.wants.len() >= 4 * window {
+                self.end_chains(chains, cancel)?;
             }
         }
-        rows.clear();
-        wants.clear();
-        terms.clear();
         Ok(())
     }
 
-    /// Chains by an ordered net: the known sites first, then U in its order, then the rest.
-    fn ordered_chains(
+    /// An ordered net has all terms of a chain in one row: the known sites first, then U in its
+    /// order, then the rest.
+    fn add_ordered(
         &self,
-        chains: impl Iterator<Item = Chain>,
+        chains: &mut Chains,
+        number: usize,
+        steps: impl Iterator<Item = (u32, i32)>,
         cancel: &Cancel,
-    ) -> Result<Vec<Result<f64>>> {
-        let ordered = self.ordered.as_ref().expect("the caller looked");
+    ) -> Result<()> {
         let length = self.contract().length;
-        let window = (WINDOW_BYTES / (16 * length)).clamp(1, WINDOW_ROWS);
-        let mut sums = Vec::new();
-        let mut chains = chains.peekable();
-        while chains.peek().is_some() {
-            let mut rows = Distinct::new(2 * length);
-            let mut waiting = Vec::new();
-            for chain in chains.by_ref().take(window) {
-                let mut row = chain.start;
-                let mut order: Vec<i32> = known_sites(&row).map(|s| s as i32).collect();
-                for &(site, value) in &chain.steps {
-                    row[site as usize] = value;
-                    order.push(site as i32);
-                }
-                order.extend(free_sites(&row).map(|s| s as i32));
-                row.extend(order);
-                waiting.push((rows.insert(&row), chain.steps));
+        let row = &mut chains.row;
+        for site in 0..length {
+            if row[site] >= 0 {
+                row.push(site as i32);
             }
-            let mut terms: Vec<Vec<f32>> = Vec::with_capacity(rows.len());
-            ordered.run(&rows, cancel, &mut terms, |_, terms, all| all.push(terms.to_vec()))?;
-            sums.extend(waiting.into_iter().map(|(id, steps)| {
-                let term = |&(site, _): &(u32, i32)| f64::from(terms[id as usize][site as usize]);
-                let bad = |step: &&(u32, i32)| term(step).is_nan() || term(step) == f64::INFINITY;
-                match steps.iter().find(bad) {
-                    Some(&(site, _)) => Err(not_finite(site)),
-                    None => Ok(steps.iter().map(term).sum()),
-                }
-            }));
         }
-        Ok(sums)
+        for (site, value) in steps {
+            row[site as usize] = value;
+            row.push(site as i32);
+            chains.wants.push(Want { row: 0, site });
+            chains.terms.push(Term { chain: number, value });
+        }
+        for site in 0..length {
+            if row[site] < 0 {
+                row.push(site as i32);
+            }
+        }
+        let id = chains.rows.insert(row);
+        chains.wants[chains.own..].iter_mut().for_each(|want| want.row = id);
+        chains.own = chains.wants.len();
+        if chains.rows.len() >= (WINDOW_BYTES / (16 * length)).clamp(1, WINDOW_ROWS) {
+            self.end_chains(chains, cancel)?;
+        }
+        Ok(())
+    }
+
+    /// Runs what waits, and adds its terms to the sums of their chains, in their order.
+    pub(crate) fn end_chains(&self, chains: &mut Chains, cancel: &Cancel) -> Result<()> {
+        let net = match &self.ordered {
+            Some(ordered) => ordered,
+            None => self.needed_phi()?,
+        };
+        let Chains { rows, wants, terms, by_row, found, sums, .. } = chains;
+        if wants.is_empty() {
+            chains.forget_terms();
+            return Ok(());
+        }
+        by_row.sort(wants, rows.len());
+        found.reset(wants.len());
+        let (vocab, cards) = (self.contract().vocab, &self.contract().cardinalities);
+        net.run(rows, cancel, |id, output| {
+            for &w in by_row.of(id) {
+                let (site, value) = (wants[w as usize].site as usize, terms[w as usize].value);
+                let log = match self.ordered.is_some() {
+                    true => f64::from(output[site]),
+                    false => log_softmax_at(&output[site * vocab..][..cards[site]], value as usize),
+                };
+                found.set(w as usize, log);
+            }
+        })?;
+        for (w, (term, want)) in terms.iter().zip(wants.iter()).enumerate() {
+            let (sum, log) = (&mut sums[term.chain], found.at(w));
+            match sum.bad {
+                None if log.is_nan() || log == f64::INFINITY => sum.bad = Some(want.site),
+                None => sum.log_p += log,
+                Some(_) => {}
+            }
+        }
+        chains.forget_terms();
+        Ok(())
     }
 }
 
-/// A term that waits for φ.
-struct Term {
-    chain: usize,
-    value: i32,
-}
-
-fn not_finite(site: u32) -> crate::Error {
+/// The error of a chain that [`Sum::value`] has a site for.
+pub(crate) fn not_finite(site: u32) -> crate::Error {
     error!(Numerics, "site {site}: the net's conditional is NaN or infinite")
 }
 
@@ -251,13 +376,6 @@ impl Split {
     pub fn asked(&self, site: usize) -> bool {
         self.full[site] >= 0 && self.given[site] < 0
     }
-
-    /// The chain over U in the order that `order` puts its sites in.
-    fn chain(&self, order: &[u32]) -> Chain {
-        let asked = order.iter().filter(|&&site| self.asked(site as usize));
-        let steps = asked.map(|&site| (site, self.full[site as usize])).collect();
-        Chain { start: self.given.clone(), steps }
-    }
 }
 
 #[cfg(test)]
@@ -272,12 +390,5 @@ mod tests {
         assert!((score.spread - 2f64.sqrt()).abs() < 1e-12 && score.orders == 2);
         let impossible = ChainScore::new(&[f64::NEG_INFINITY]);
         assert_eq!((impossible.log_p, impossible.spread), (f64::NEG_INFINITY, 0.0));
-    }
-
-    #[test]
-    fn a_chain_visits_what_is_asked_in_order() {
-        let split = Split { given: vec![-1, 7, -1, -1], full: vec![4, 7, -1, 5] };
-        let chain = split.chain(&[3, 2, 1, 0]);
-        assert_eq!((chain.start, chain.steps), (vec![-1, 7, -1, -1], vec![(3, 5), (0, 4)]));
     }
 }

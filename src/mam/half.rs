@@ -5,17 +5,18 @@
 //! is loaded; most give the same bits whatever they are batched with, some only if no row is alone.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, OnceLock};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::cancel::Cancel;
-use crate::error::{Context, ErrorKind, Result, bail};
+use crate::error::{Context, Error, ErrorKind, Result, bail};
 use crate::mam::contract::{Contract, INPUT, KNOWN, Kind, LOGITS, ORDER, SITE_LOG_P};
 use crate::mam::rows::Distinct;
 use crate::onnx::graph::{Names, outer_names};
 use crate::onnx::{Graph, Node, Value};
 use crate::runtime::{Device, Numbers, Prepared, Program, Session, SessionOptions};
+use crate::sys::{Crew, SignalsBlocked};
 use crate::tensor::{Data, ElementType, Tensor};
 
 /// The element code of float32 in ONNX, as `Cast` takes it.
@@ -28,7 +29,7 @@ const BATCH_TOLERANCE: f64 = 1e-5;
 /// The logits of a batch take no more than this.
 const BATCH_BYTES: usize = 64 << 20;
 
-/// Work that is worth starting threads for, each of which takes some 50 µs.
+/// Work that is worth waking threads for, and waiting for the last of them.
 const WORTH_A_THREAD: Duration = Duration::from_micros(500);
 
 /// How to run a model.
@@ -73,6 +74,7 @@ pub(crate) struct Half {
     model: Program,
     sessions: Mutex<Sessions>,
     freed: Condvar,
+    crew: Arc<Crew>,
     options: LoadOptions,
     /// What a row took when several ran together on loading.
     row_cost: Duration,
@@ -85,6 +87,8 @@ pub(crate) struct Half {
 struct Sessions {
     idle: Vec<Worker>,
     made: usize,
+    /// Threads that wait for one.
+    waiting: usize,
 }
 
 /// A session and the memory of its inputs and its output.
@@ -95,12 +99,14 @@ struct Worker {
 }
 
 impl Half {
-    /// The part of `graph` that computes `output`, checked by a few runs.
+    /// The part of `graph` that computes `output`, checked by a few runs. The crew helps with
+    /// queries of many rows.
     pub fn load(
         graph: &Graph,
         contract: &Contract,
         output: &'static str,
         options: LoadOptions,
+        crew: Arc<Crew>,
         cancel: &Cancel,
     ) -> Result<Half> {
         let graph = part(graph, &[output]);
@@ -111,6 +117,7 @@ impl Half {
             model: Program::of_graph(&graph)?,
             sessions: Mutex::default(),
             freed: Condvar::new(),
+            crew,
             options: LoadOptions { threads: options.threads.max(1), ..options },
             row_cost: Duration::ZERO,
             effect: BatchEffect::None,
@@ -124,6 +131,11 @@ impl Half {
     /// Cells per row: values, and for an ordered net the order.
     pub fn width(&self) -> usize {
         self.contract.length * if self.contract.kind == Kind::Ordered { 2 } else { 1 }
+    }
+
+    /// Threads that can be served at the same time.
+    pub fn most_at_once(&self) -> usize {
+        self.options.threads.max(processors())
     }
 
     /// Numbers per row of the output.
@@ -141,56 +153,57 @@ impl Half {
         self.options.batch.clamp(1, (BATCH_BYTES / bytes).max(1))
     }
 
-    /// Runs all rows; `each(number, output row, answers)` adds a row's answers to those of the rows
-    /// before it. On one thread, and with room in `answers`, it allocates nothing here.
-    pub fn run<T: Send>(
+    /// Runs all rows; `each(number, output row)` is called once for each of them, in no order and
+    /// by several threads at once. It allocates nothing here, once there was a call as large for
+    /// each thread that asks at the same time, given a `cancel` that is never raised.
+    pub fn run(
         &self,
         rows: &Distinct,
         cancel: &Cancel,
-        answers: &mut Vec<T>,
-        each: impl Fn(usize, &[f32], &mut Vec<T>) + Sync,
+        each: impl Fn(usize, &[f32]) + Sync,
     ) -> Result<()> {
         let batch = self.batch(rows.len());
-        let starts = (0..rows.len()).step_by(batch);
-        let run = |worker: &mut Worker, start: usize, answers: &mut Vec<T>| {
-            let range = start..(start + batch).min(rows.len());
-            self.run_batch(worker, rows, range, cancel, |id, row| each(id, row, answers))
-        };
-        let threads = self.options.threads.min(starts.len());
-        if threads <= 1 {
-            let mut worker = self.take()?;
-            let done = starts.into_iter().try_for_each(|s| run(&mut worker, s, answers));
-            self.give_back(worker);
-            return done;
+        let batches = rows.len().div_ceil(batch);
+        let threads = self.options.threads.min(batches);
+        if threads > 1 {
+            self.reserve(threads)?;
         }
-        let parts: Vec<Mutex<Vec<T>>> = starts.map(|_| Mutex::default()).collect();
         let next = AtomicUsize::new(0);
-        let work = || -> Result<()> {
-            let mut worker = self.take()?;
-            let mut items = std::iter::from_fn(|| {
-                let item = next.fetch_add(1, Ordering::Relaxed);
-                parts.get(item).map(|part| (item * batch, part))
-            });
-            let done = items.try_for_each(|(start, part)| {
-                run(&mut worker, start, &mut part.lock().expect("no holder panics"))
-            });
-            self.give_back(worker);
-            done
+        // Of the first batch that failed.
+        let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+        let fail = |item: usize, e: Error| {
+            next.store(batches, Ordering::Relaxed);
+            let mut failed = failed.lock().expect("no holder panics");
+            if failed.as_ref().is_none_or(|(first, _)| item < *first) {
+                *failed = Some((item, e));
+            }
         };
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            let join = |w: std::thread::ScopedJoinHandle<'_, Result<()>>| {
-                w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        self.crew.run(threads.saturating_sub(1), &|| {
+            // A helper that comes late.
+            if threads > 1 && next.load(Ordering::Relaxed) >= batches {
+                return;
+            }
+            let mut worker = match self.take() {
+                Ok(worker) => worker,
+                Err(e) => return fail(usize::MAX, e),
             };
-            workers.into_iter().map(join).collect::<Vec<_>>().into_iter().collect::<Result<()>>()
-        })?;
-        let part = |p: Mutex<Vec<T>>| p.into_inner().expect("no holder panics");
-        answers.extend(parts.into_iter().flat_map(part));
-        Ok(())
+            loop {
+                let item = next.fetch_add(1, Ordering::Relaxed);
+                if item >= batches {
+                    break;
+                }
+                let range = item * batch..((item + 1) * batch).min(rows.len());
+                if let Err(e) = self.run_batch(&mut worker, rows, range, cancel, &each) {
+                    fail(item, e);
+                }
+            }
+            self.give_back(worker);
+        });
+        failed.into_inner().expect("no holder panics").map_or(Ok(()), |(_, e)| Err(e))
     }
 
     /// Rows per run when there are `rows` of them: spread over the threads if that saves more than
-    /// starting them costs, and unless the answers would show it.
+    /// waking them costs, and unless the answers would show it.
     fn batch(&self, rows: usize) -> usize {
         let most = self.most_rows();
         let work = self.row_cost * u32::try_from(rows).unwrap_or(u32::MAX);
@@ -293,7 +306,7 @@ impl Half {
 
     /// A session for the caller alone; waits while as many are taken as the processor can run.
     fn take(&self) -> Result<Worker> {
-        let most = self.options.threads.max(processors());
+        let most = self.most_at_once();
         let mut sessions = self.sessions.lock().expect("no holder panics");
         loop {
             if let Some(worker) = sessions.idle.pop() {
@@ -302,29 +315,66 @@ impl Half {
             if sessions.made < most {
                 sessions.made += 1;
                 drop(sessions);
-                return self.worker().inspect_err(|_| {
-                    self.sessions.lock().expect("no holder panics").made -= 1;
-                    self.freed.notify_one();
-                });
+                return self.worker().inspect_err(|_| self.forget_one());
             }
+            sessions.waiting += 1;
             sessions = self.freed.wait(sessions).expect("no holder panics");
+            sessions.waiting -= 1;
         }
     }
 
+    /// Sees to it that there are so many sessions: which helper comes first must not decide when
+    /// they are made.
+    fn reserve(&self, wanted: usize) -> Result<()> {
+        let mut sessions = self.sessions.lock().expect("no holder panics");
+        let missing = wanted.saturating_sub(sessions.made);
+        if missing == 0 {
+            return Ok(());
+        }
+        sessions.made += missing;
+        drop(sessions);
+        let _blocked = SignalsBlocked::new();
+        std::thread::scope(|scope| {
+            let makers: Vec<_> = (0..missing).map(|_| scope.spawn(|| self.worker())).collect();
+            let join = |maker: std::thread::ScopedJoinHandle<'_, Result<Worker>>| {
+                let made = maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                made.map(|worker| self.give_back(worker)).inspect_err(|_| self.forget_one())
+            };
+            // All of them, as each is counted.
+            let made: Vec<Result<()>> = makers.into_iter().map(join).collect();
+            made.into_iter().collect()
+        })
+    }
+
+    /// A session that was counted is not there.
+    fn forget_one(&self) {
+        self.sessions.lock().expect("no holder panics").made -= 1;
+        self.freed.notify_one();
+    }
+
     fn worker(&self) -> Result<Worker> {
+        let _blocked = SignalsBlocked::new();
         let options = SessionOptions { device: self.options.device, threads: 1, optimize: true };
         let session = Session::new(&self.model, &options)?;
         let row = [self.contract.length];
         let inputs: Vec<_> =
             self.ports().map(|(name, numbers)| (name, numbers, &row[..])).collect();
         let output = (self.output, &self.contract.row_shape(self.output)[..]);
-        let prepared = Prepared::new(&inputs, output, self.most_rows().max(PROBE_ROWS));
+        let rows = self.most_rows().max(PROBE_ROWS);
+        let prepared = Prepared::new(&inputs, output, rows)
+            .map_err(|e| Error::new(ErrorKind::Runtime, format!("ONNX Runtime: {e}")))?;
         Ok(Worker { session, prepared })
     }
 
     fn give_back(&self, worker: Worker) {
-        self.sessions.lock().expect("no holder panics").idle.push(worker);
-        self.freed.notify_one();
+        let mut sessions = self.sessions.lock().expect("no holder panics");
+        sessions.idle.push(worker);
+        // To wake nobody is a system call, too.
+        let waited_for = sessions.waiting > 0;
+        drop(sessions);
+        if waited_for {
+            self.freed.notify_one();
+        }
     }
 
     /// Runs rows together and alone: do the shapes hold, and do rows depend on each other?
@@ -425,6 +475,28 @@ impl Half {
             };
         }
         rows
+    }
+}
+
+/// Numbers that are found in any order, by any thread; a place is written once.
+#[derive(Debug, Default)]
+pub(crate) struct Found(Vec<AtomicU64>);
+
+impl Found {
+    /// Places for so many.
+    pub fn reset(&mut self, len: usize) {
+        self.0.truncate(len);
+        self.0.resize_with(len, AtomicU64::default);
+    }
+
+    /// Writes a place.
+    pub fn set(&self, place: usize, value: f64) {
+        self.0[place].store(value.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Reads a place, which the end of [`Half::run`] has made visible.
+    pub fn at(&self, place: usize) -> f64 {
+        f64::from_bits(self.0[place].load(Ordering::Relaxed))
     }
 }
 

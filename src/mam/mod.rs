@@ -13,6 +13,7 @@ mod condition;
 pub mod contract;
 mod data;
 mod half;
+mod kept;
 mod model;
 pub mod networks;
 mod pareto;

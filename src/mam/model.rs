@@ -6,14 +6,17 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, OnceLock};
 
 use crate::cancel::Cancel;
 use crate::error::{Context, Result, bail, error};
+use crate::mam::chain::Orders;
 use crate::mam::contract::{Contract, Kind, LOG_P, LOGITS, SITE_LOG_P, Trained, ZKind};
-use crate::mam::half::{BatchEffect, Half, LoadOptions};
-use crate::mam::rows::{Distinct, MISSING, Rows, encode, misfit};
+use crate::mam::half::{BatchEffect, Found, Half, LoadOptions};
+use crate::mam::kept::Kept;
+use crate::mam::rows::Distinct;
 use crate::onnx::{Graph, Model};
+use crate::sys::Crew;
 
 /// f_θ(∅) may differ by so much from what the file says before that is worth a warning.
 const LOG_Z_TOLERANCE: f64 = 1e-3;
@@ -34,24 +37,8 @@ pub struct Mam {
     pub(crate) ordered: Option<Half>,
     log_z: Option<f64>,
     warnings: Vec<String>,
-    /// Memory that no call is using.
-    scratch: Mutex<Vec<Scratch>>,
+    pub(crate) kept: Kept,
 }
-
-/// What rows that θ scores go through, kept from call to call.
-#[derive(Debug)]
-struct Scratch {
-    /// A row as the nets take it.
-    row: Vec<i32>,
-    distinct: Distinct,
-    /// Of each row, among the distinct; none of a row that does not fit.
-    ids: Vec<Option<u32>>,
-    /// f_θ of the distinct ones.
-    values: Vec<f64>,
-}
-
-/// Calls of more rows give their memory back.
-const KEPT_ROWS: usize = 1024;
 
 /// An answer for each row.
 pub(crate) type Answers<T> = Vec<Result<T>>;
@@ -61,6 +48,39 @@ pub(crate) type Answers<T> = Vec<Result<T>>;
 pub(crate) struct Want {
     pub row: u32,
     pub site: u32,
+}
+
+/// The numbers of wants by their rows.
+#[derive(Debug, Default)]
+pub(crate) struct ByRow {
+    order: Vec<u32>,
+    /// Where the wants of each row end in that.
+    ends: Vec<u32>,
+}
+
+impl ByRow {
+    /// Of these wants, whose rows are below `rows`; the memory is kept.
+    pub fn sort(&mut self, wants: &[Want], rows: usize) {
+        let ByRow { order, ends } = self;
+        ends.clear();
+        ends.resize(rows + 1, 0);
+        wants.iter().for_each(|want| ends[want.row as usize + 1] += 1);
+        (0..rows).for_each(|row| ends[row + 1] += ends[row]);
+        order.clear();
+        order.resize(wants.len(), 0);
+        // What says where a row begins moves on to where it ends.
+        for (w, want) in wants.iter().enumerate() {
+            let place = &mut ends[want.row as usize];
+            order[*place as usize] = w as u32;
+            *place += 1;
+        }
+    }
+
+    /// Those of a row, in ascending order.
+    pub fn of(&self, row: usize) -> &[u32] {
+        let start = row.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.order[start as usize..self.ends[row] as usize]
+    }
 }
 
 impl Mam {
@@ -85,10 +105,11 @@ impl Mam {
             ordered: None,
             log_z: None,
             warnings: Vec::new(),
-            scratch: Mutex::default(),
+            kept: Kept::default(),
         };
+        let crew = Arc::new(Crew::new(options.threads.saturating_sub(1)));
         for model in models {
-            mam.add(model, options, cancel).context(|| model.name())?;
+            mam.add(model, options, &crew, cancel).context(|| model.name())?;
         }
         if let Some(second) = second {
             let other = Contract::read(second)?;
@@ -103,12 +124,18 @@ impl Mam {
     }
 
     /// Loads what the file holds.
-    fn add(&mut self, model: &Model, options: LoadOptions, cancel: &Cancel) -> Result<()> {
+    fn add(
+        &mut self,
+        model: &Model,
+        options: LoadOptions,
+        crew: &Arc<Crew>,
+        cancel: &Cancel,
+    ) -> Result<()> {
         let contract = Contract::read(model)?;
         let graph = Graph::from_model(model)?;
         contract.check_graph(&graph)?;
         for &output in contract.kind.outputs() {
-            let half = Half::load(&graph, &contract, output, options, cancel)?;
+            let half = Half::load(&graph, &contract, output, options, crew.clone(), cancel)?;
             if let BatchEffect::Rounding(gap) = half.effect {
                 self.warnings.push(format!(
                     "{}: {output}: rows are rounded differently by the size of their batch, by up \
@@ -217,12 +244,18 @@ impl Mam {
 
     /// f_θ of each row, log Z not subtracted; not finite where the net is not.
     pub(crate) fn f_theta(&self, rows: &Distinct, cancel: &Cancel) -> Result<Vec<f64>> {
-        let mut values = Vec::with_capacity(rows.len());
-        self.add_f_theta(rows, &mut values, cancel)?;
-        Ok(values)
+        let mut found = Found::default();
+        self.find_f_theta(rows, &mut found, cancel)?;
+        Ok((0..rows.len()).map(|row| found.at(row)).collect())
     }
 
-    fn add_f_theta(&self, rows: &Distinct, values: &mut Vec<f64>, cancel: &Cancel) -> Result<()> {
+    /// The same in memory that is kept.
+    pub(crate) fn find_f_theta(
+        &self,
+        rows: &Distinct,
+        found: &mut Found,
+        cancel: &Cancel,
+    ) -> Result<()> {
         let Some(theta) = &self.theta else {
             bail!(
                 Usage,
@@ -231,95 +264,8 @@ impl Mam {
                 self.name
             );
         };
-        theta.run(rows, cancel, values, |_, value, found| found.push(f64::from(value[0])))
-    }
-
-    /// log p(x_S) by θ for rows that callers gave: one error per bad row.
-    pub fn log_marginal(&self, rows: &Rows, cancel: &Cancel) -> Result<Vec<Result<f64>>> {
-        let (length, own) = (rows.length(), self.contract.length);
-        if length != own {
-            bail!(Data, "the rows have {length} sites, the model has {own}");
-        }
-        let mut answers = Vec::with_capacity(rows.len());
-        self.each_log_marginal(rows.cells(), None, cancel, |answer| answers.push(answer))?;
-        Ok(answers)
-    }
-
-    /// The same for rows in memory of the caller, whose values are missing wherever `known` is 0,
-    /// with `each` called for every row in turn once there are answers for all of them.
-    ///
-    /// For up to 1024 rows on one thread it allocates nothing on this side of ONNX Runtime, once
-    /// there was a call as large for each thread that asks at the same time, given a `cancel` that
-    /// is never raised and rows that fit.
-    pub fn each_log_marginal(
-        &self,
-        cells: &[i64],
-        known: Option<&[u8]>,
-        cancel: &Cancel,
-        each: impl FnMut(Result<f64>),
-    ) -> Result<()> {
-        let length = self.contract.length;
-        if !cells.len().is_multiple_of(length) || known.is_some_and(|k| k.len() != cells.len()) {
-            bail!(Data, "{} values do not make rows of {length} sites, or masks", cells.len());
-        }
-        let count = cells.len() / length;
-        let idle = self.scratch.lock().expect("no holder panics").pop();
-        let mut scratch = idle.unwrap_or_else(|| Scratch {
-            row: Vec::with_capacity(length),
-            distinct: Distinct::with_room(length, count.min(self.rows_at_a_time())),
-            ids: Vec::new(),
-            values: Vec::new(),
-        });
-        let most = self.rows_at_a_time();
-        let done = if count <= most {
-            self.score_in(&mut scratch, cells, known, cancel, each)
-        } else {
-            let mut answers = Vec::with_capacity(count);
-            let done = parts(count, most).try_for_each(|part| {
-                let range = part.start * length..part.end * length;
-                let known = known.map(|known| &known[range.clone()]);
-                self.score_in(&mut scratch, &cells[range], known, cancel, |a| answers.push(a))
-            });
-            done.map(|()| answers.into_iter().for_each(each))
-        };
-        if count <= KEPT_ROWS {
-            self.scratch.lock().expect("no holder panics").push(scratch);
-        }
-        done
-    }
-
-    /// [`Self::each_log_marginal`] of a part of the rows.
-    fn score_in(
-        &self,
-        scratch: &mut Scratch,
-        cells: &[i64],
-        known: Option<&[u8]>,
-        cancel: &Cancel,
-        mut each: impl FnMut(Result<f64>),
-    ) -> Result<()> {
-        let Scratch { row, distinct, ids, values } = scratch;
-        let length = self.contract.length;
-        let value = |at: usize| match known {
-            Some(known) if known[at] == 0 => MISSING,
-            _ => cells[at],
-        };
-        let rows = (0..cells.len()).step_by(length).map(|start| start..start + length);
-        distinct.clear();
-        ids.clear();
-        ids.extend(rows.clone().map(|range| {
-            row.clear();
-            encode(range.map(value), &self.contract, row).then(|| distinct.insert(row))
-        }));
-        values.clear();
-        values.reserve(distinct.len());
-        self.add_f_theta(distinct, values, cancel)?;
-        for (range, id) in rows.zip(ids.iter()) {
-            each(match id {
-                Some(id) => self.normal(values[*id as usize]),
-                None => Err(misfit(&range.map(value).collect::<Vec<_>>(), &self.contract)),
-            });
-        }
-        Ok(())
+        found.reset(rows.len());
+        theta.run(rows, cancel, |row, value| found.set(row, f64::from(value[0])))
     }
 
     pub(crate) fn log_marginals<'r>(
@@ -338,6 +284,11 @@ impl Mam {
         (WINDOW_BYTES / (8 * self.contract.length)).clamp(1, WINDOW_ROWS)
     }
 
+    /// Rows whose chains are looked at together: several orders have several chains for each.
+    pub(crate) fn chained_rows_at_a_time(&self, orders: &Orders) -> usize {
+        (self.rows_at_a_time() / orders.count().max(1)).max(1)
+    }
+
     /// f − log Z, or an error when θ gave no number.
     pub(crate) fn normal(&self, f: f64) -> Result<f64> {
         if !f.is_finite() {
@@ -348,35 +299,26 @@ impl Mam {
 
     /// `each(index of the want, logits of the site)` for every want, in their order. The logits
     /// are those of the site's own values.
-    pub(crate) fn phi_at<T: Send>(
+    pub(crate) fn phi_at<T: Send + Sync>(
         &self,
         rows: &Distinct,
         wants: &[Want],
         cancel: &Cancel,
         each: impl Fn(usize, &[f32]) -> T + Sync,
     ) -> Result<Vec<T>> {
-        let phi = self.needed_phi()?;
-        let mut by_row: Vec<u32> = (0..wants.len() as u32).collect();
-        by_row.sort_by_key(|&w| wants[w as usize].row);
-        let mut ends = vec![0usize; rows.len() + 1];
-        wants.iter().for_each(|w| ends[w.row as usize + 1] += 1);
-        (0..rows.len()).for_each(|i| ends[i + 1] += ends[i]);
+        let mut by_row = ByRow::default();
+        by_row.sort(wants, rows.len());
         let (vocab, cards) = (self.contract.vocab, &self.contract.cardinalities);
-        let mut found: Vec<T> = Vec::with_capacity(wants.len());
-        phi.run(rows, cancel, &mut found, |id, logits, found| {
-            found.extend(by_row[ends[id]..ends[id + 1]].iter().map(|&w| {
+        let places: Vec<OnceLock<T>> = wants.iter().map(|_| OnceLock::new()).collect();
+        self.needed_phi()?.run(rows, cancel, |id, logits| {
+            for &w in by_row.of(id) {
                 let site = wants[w as usize].site as usize;
-                each(w as usize, &logits[site * vocab..][..cards[site]])
-            }));
+                let value = each(w as usize, &logits[site * vocab..][..cards[site]]);
+                assert!(places[w as usize].set(value).is_ok(), "each want is in one row");
+            }
         })?;
-        if by_row.is_sorted() {
-            return Ok(found);
-        }
-        let mut slots: Vec<Option<T>> = wants.iter().map(|_| None).collect();
-        for (w, value) in by_row.iter().zip(found) {
-            slots[*w as usize] = Some(value);
-        }
-        Ok(slots.into_iter().map(|s| s.expect("each want is in one row")).collect())
+        let found = |place: OnceLock<T>| place.into_inner().expect("each want is in one row");
+        Ok(places.into_iter().map(found).collect())
     }
 
     pub(crate) fn needed_phi(&self) -> Result<&Half> {

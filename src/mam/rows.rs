@@ -261,11 +261,29 @@ impl Distinct {
         &self.cells[id * self.width..][..self.width]
     }
 
-    /// Removes all rows, and keeps the memory.
+    /// How many bytes it holds.
+    pub fn bytes(&self) -> usize {
+        let (cells, table) = (self.cells.capacity(), self.table.capacity());
+        size_of::<i32>() * (cells + table) + size_of::<u64>() * self.hashes.capacity()
+    }
+
+    /// Removes all rows, and keeps the memory. What that costs goes by the rows there are, not by
+    /// how many there once were.
     pub fn clear(&mut self) {
+        if 8 * self.len() < self.table.len() {
+            // A row's place lies behind those of earlier rows only, so the last goes first.
+            for id in (0..self.len()).rev() {
+                let mut place = self.place(self.hashes[id]);
+                while self.table[place] != 0 && self.table[place] != id as u32 + 1 {
+                    place = (place + 1) & (self.table.len() - 1);
+                }
+                self.table[place] = 0;
+            }
+        } else {
+            self.table.fill(0);
+        }
         self.cells.clear();
         self.hashes.clear();
-        self.table.fill(0);
     }
 
     /// Where to look for a hash first: its upper bits, which depend on all others.
@@ -273,9 +291,10 @@ impl Distinct {
         (hash >> (64 - self.table.len().trailing_zeros())) as usize
     }
 
-    /// Twice the places.
+    /// Twice the places, taken in the same order.
     fn grow(&mut self) {
-        let taken: Vec<u32> = self.table.iter().copied().filter(|&id| id > 0).collect();
+        let mut taken: Vec<u32> = self.table.iter().copied().filter(|&id| id > 0).collect();
+        taken.sort_unstable();
         self.table.resize(2 * self.table.len(), 0);
         self.table.fill(0);
         for id in taken {
@@ -356,6 +375,28 @@ mod tests {
                 assert_eq!(distinct.insert(&row), *map.entry(row).or_insert(next));
             }
             assert_eq!(distinct.len(), map.len());
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_of_rows_that_were_removed() {
+        let mut random = crate::random::Stream::new(6, 0);
+        let mut distinct = Distinct::new(2);
+        for count in [900, 3, 40, 0, 500, 1] {
+            for _ in 0..count {
+                let row = [random.below(30) as i32, random.below(30) as i32];
+                // Half of them are not to be found.
+                if random.below(2) == 0 {
+                    distinct.insert(&row)
+                } else {
+                    distinct.push(&row)
+                };
+            }
+            distinct.clear();
+            assert!(
+                distinct.cells.is_empty() && distinct.table.iter().all(|&id| id == 0),
+                "{count}"
+            );
         }
     }
 

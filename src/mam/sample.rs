@@ -151,7 +151,14 @@ impl Mam {
             // A model of forward order is never asked for another one by default.
             FillOrder::Forward | FillOrder::Random => Some(Orders::Forward),
         };
-        let order = order.map(|o| o.permutations(self)).transpose()?.map(|mut o| o.remove(0));
+        let order = match order {
+            Some(order) => {
+                let mut sites = Vec::new();
+                order.write_to(&mut sites, self)?;
+                Some(sites)
+            }
+            None => None,
+        };
         let mut samples = Vec::with_capacity(evidence.len());
         for start in (0..evidence.len()).step_by(GROUP) {
             let end = (start + GROUP).min(evidence.len());

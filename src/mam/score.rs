@@ -109,15 +109,9 @@ impl Mam {
             true => Some(self.single_sites(by_theta, cancel)?),
             false => None,
         };
-        let orders = match &options.orders {
-            Orders::Random { count, .. } => *count,
-            Orders::Forward => 1,
-            Orders::Given(orders) => orders.len(),
-        };
-        // Several orders have several chains for each row.
         let most = match options.method {
             Method::Theta => self.rows_at_a_time(),
-            _ => (self.rows_at_a_time() / orders.max(1)).max(1),
+            _ => self.chained_rows_at_a_time(&options.orders),
         };
         let mut answers = Vec::with_capacity(rows.len());
         for part in parts(rows.len(), most) {

@@ -1,12 +1,24 @@
-//! Work shared among plain threads: no pool, no barrier, nothing that spins.
+//! Work shared among threads that take items as they become free: nothing that spins.
 
 use std::sync::Mutex;
+
+use crate::sys::Crew;
 
 /// Calls `work` once for each item on up to `scratch.len()` threads, each with its own scratch.
 ///
 /// Items are handed out as threads become free, so results must not depend on which thread or in
 /// which order: each item owns what it writes.
 pub fn for_each<T: Send, S: Send>(
+    scratch: &mut [S],
+    items: impl ExactSizeIterator<Item = T> + Send,
+    work: impl Fn(&mut S, T) + Sync,
+) {
+    for_each_by(&Crew::default(), scratch, items, work);
+}
+
+/// The same with threads that are kept: later calls start none and allocate nothing.
+pub fn for_each_by<T: Send, S: Send>(
+    crew: &Crew,
     scratch: &mut [S],
     items: impl ExactSizeIterator<Item = T> + Send,
     work: impl Fn(&mut S, T) + Sync,
@@ -18,14 +30,13 @@ pub fn for_each<T: Send, S: Send>(
         return;
     }
     let queue = Mutex::new(items);
-    let next = || queue.lock().expect("taking an item does not panic").next();
-    std::thread::scope(|scope| {
-        for scratch in &mut scratch[..threads] {
-            scope.spawn(|| {
-                while let Some(item) = next() {
-                    work(scratch, item);
-                }
-            });
+    let unused = Mutex::new(scratch[..threads].iter_mut());
+    crew.run(threads - 1, &|| {
+        let scratch = unused.lock().expect("taking one does not panic").next();
+        let scratch = scratch.expect("there is one for each thread");
+        let next = || queue.lock().expect("taking an item does not panic").next();
+        while let Some(item) = next() {
+            work(scratch, item);
         }
     });
 }

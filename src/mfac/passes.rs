@@ -12,6 +12,7 @@ use super::kernels::transpose::SIDE;
 use super::kernels::{panel, tile};
 use super::parallel;
 use super::store::Gradients;
+use crate::sys::Crew;
 
 /// Columns that one step of a product with a vector takes: few enough that the rows' pieces stay in
 /// a first-level cache, enough for long streams.
@@ -65,8 +66,8 @@ pub fn gram(g: Gradients<'_>, sums: Sums, threads: usize) -> Vec<f64> {
     total
 }
 
-/// What [`products`] and [`combine_one`] compute in, kept by those who call them often: with one
-/// thread a second call on gradients of the same shape allocates nothing.
+/// What [`products`] and [`combine_one`] compute in and on, kept by those who call them often: a
+/// second call on gradients of the same shape allocates nothing and starts no thread.
 #[derive(Debug, Default)]
 pub struct Scratch {
     /// m and d of the gradients that `partial` is for.
@@ -75,6 +76,7 @@ pub struct Scratch {
     partial: Vec<(Range<usize>, Vec<f64>)>,
     /// Sums of a piece, for each thread.
     pieces: Vec<Vec<f64>>,
+    crew: Crew,
 }
 
 impl Scratch {
@@ -92,6 +94,7 @@ impl Scratch {
         self.prepare_pieces(count, threads.clamp(1, d.div_ceil(PIECE).max(1)));
     }
 
+    /// Exactly so many: there is a thread for each.
     fn prepare_pieces(&mut self, count: usize, threads: usize) {
         self.pieces.resize_with(threads, Vec::new);
         self.pieces.iter_mut().for_each(|sums| sums.resize(PIECE * count, 0.0));
@@ -110,9 +113,9 @@ pub fn products(
     let count = out.len() / m.max(1);
     assert!(out.len() == count * m && x.len() == count * d);
     scratch.prepare(g, count, threads);
-    let Scratch { partial, pieces, .. } = scratch;
+    let Scratch { partial, pieces, crew, .. } = scratch;
     let threads = pieces.len().min(partial.len().max(1));
-    parallel::for_each(&mut pieces[..threads], partial.iter_mut(), |_, (slot, sums)| {
+    parallel::for_each_by(crew, &mut pieces[..threads], partial.iter_mut(), |_, (slot, sums)| {
         for start in slot.clone().step_by(PIECE) {
             let piece = start..slot.end.min(start + PIECE);
             for first in (0..m).step_by(ROWS) {
@@ -163,7 +166,8 @@ pub fn combine(
     let mut scratch = Scratch::default();
     scratch.prepare_pieces(count, threads.clamp(1, pieces.len()));
     let items = pieces.into_iter().enumerate();
-    parallel::for_each(&mut scratch.pieces, items, |sums, (p, parts)| {
+    let Scratch { pieces, crew, .. } = &mut scratch;
+    parallel::for_each_by(crew, pieces, items, |sums, (p, parts)| {
         let start = range.start + p * PIECE;
         let columns = start..range.end.min(start + PIECE);
         let len = columns.len();
@@ -186,7 +190,8 @@ pub fn combine_one(
     assert!(out.len() == g.dimension() && factors.len() == g.count());
     let items = out.chunks_mut(PIECE).enumerate();
     scratch.prepare_pieces(1, threads.clamp(1, items.len().max(1)));
-    parallel::for_each(&mut scratch.pieces, items, |sums, (p, part)| {
+    let Scratch { pieces, crew, .. } = scratch;
+    parallel::for_each_by(crew, pieces, items, |sums, (p, part)| {
         let columns = p * PIECE..p * PIECE + part.len();
         let sums = &mut sums[..part.len()];
         sum_rows(g, factors, columns.clone(), sums);

@@ -30,7 +30,7 @@ pub struct Sliding {
     scratch: Option<Box<Scratch>>,
 }
 
-/// What a step computes in; once the window has been full, a step on one thread allocates nothing.
+/// What a step computes in; once the window has been full, a step allocates nothing.
 #[derive(Debug, Default)]
 struct Scratch {
     /// The newest gradient, as stored.

@@ -106,7 +106,14 @@ static void signals_and_forks(const char *model_path, const char *samples_path, 
     hone_model *table;
     hone_scorer *scorer, *other = NULL;
     OK(hone_model_load(engine, mam, &table));
-    OK(hone_scorer_new(table, NULL, NULL, &scorer));
+    /* A scorer with a helper that waits for work. */
+    OPTIONS(hone_scorer_options, helped);
+    helped.threads = 2;
+    helped.batch = 1;
+    int64_t asked[4][3] = {{0, 0, 0}, {0, 0, 1}, {0, 1, 0}, {1, 0, 0}};
+    double answers[4];
+    OK(hone_scorer_new(table, NULL, &helped, &scorer));
+    OK(hone_scorer_score(scorer, asked[0], 4, NULL, answers));
     OPTIONS(hone_prune_options, how);
     how.sparsity = 0.5;
     how.gradients = 1000000;
@@ -132,6 +139,15 @@ static void signals_and_forks(const char *model_path, const char *samples_path, 
     OK(hone_optimizer_new(STEPPED, &stepping, &busy));
     OK(hone_optimizer_new(1, &stepping, &idle));
     OK(hone_gradients_new(2, 1, NULL, &gradients));
+    /* One with a helper that waits for work. */
+    enum { HELPED = 10000 };
+    static float many[HELPED], slopes[HELPED];
+    hone_optimizer *shared;
+    OPTIONS(hone_optimizer_options, sharing);
+    sharing.window = 2;
+    sharing.threads = 2;
+    OK(hone_optimizer_new(HELPED, &sharing, &shared));
+    OK(hone_optimizer_step(shared, many, slopes, HELPED));
     pthread_t thread;
     CHECK(pthread_create(&thread, NULL, steps, NULL) == 0);
     while (__atomic_load_n(&taken, __ATOMIC_ACQUIRE) < 3) continue;
@@ -151,6 +167,10 @@ static void signals_and_forks(const char *model_path, const char *samples_path, 
         FAILS(UNAVAILABLE, "forked", hone_scorer_score(scorer, rows[0], 1, NULL, &log_p));
         FAILS(UNAVAILABLE, "forked", hone_scorer_sample(scorer, 1, NULL, rows[0], NULL));
         FAILS(UNAVAILABLE, "forked", hone_scorer_check(scorer, rows[0], 1, NULL, &another));
+        FAILS(UNAVAILABLE, "forked", hone_scorer_bracket(scorer, rows[0], 1, NULL, &log_p, &log_p,
+                                                         NULL, NULL));
+        FAILS(UNAVAILABLE, "forked", hone_scorer_normaliser(scorer, NULL, NULL));
+        hone_scorer_free(scorer);
         FAILS(UNAVAILABLE, "forked", hone_scorer_new(table, NULL, NULL, &other));
         FAILS(UNAVAILABLE, "forked", hone_model_load(engine, model_path, &again));
         FAILS(UNAVAILABLE, "forked", hone_job_wait(job, -1, NULL));
@@ -162,7 +182,9 @@ static void signals_and_forks(const char *model_path, const char *samples_path, 
         FAILS(UNAVAILABLE, "forked", hone_optimizer_step(idle, &weight, &slope, 1));
         FAILS(UNAVAILABLE, "forked", hone_gradients_push(gradients, &slope, 1));
         CHECK(hone_optimizer_steps(busy) == 0 && hone_gradients_count(gradients) == 0);
+        FAILS(UNAVAILABLE, "forked", hone_optimizer_step(shared, many, slopes, HELPED));
         hone_optimizer_free(busy);
+        hone_optimizer_free(shared);
         hone_gradients_free(gradients);
         hone_optimizer *own;
         OK(hone_optimizer_new(1, &stepping, &own)); /* Its own works. */
@@ -177,6 +199,8 @@ static void signals_and_forks(const char *model_path, const char *samples_path, 
     CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
     __atomic_store_n(&taken, -1, __ATOMIC_RELEASE);
     pthread_join(thread, NULL);
+    OK(hone_optimizer_step(shared, many, slopes, HELPED));
+    hone_optimizer_free(shared);
     hone_optimizer_free(busy);
     hone_optimizer_free(idle);
     hone_gradients_free(gradients);

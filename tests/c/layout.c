@@ -149,12 +149,30 @@ AT(hone_scorer_options, size, 0);
 AT(hone_scorer_options, threads, 8);
 AT(hone_scorer_options, batch, 12);
 
-SIZE(hone_score_options, 32);
+SIZE(hone_score_options, 40);
 AT(hone_score_options, size, 0);
 AT(hone_score_options, seed, 8);
 AT(hone_score_options, known, 16);
 AT(hone_score_options, half, 24);
 AT(hone_score_options, orders, 28);
+AT(hone_score_options, log_normaliser, 32);
+
+SIZE(hone_normaliser_options, 24);
+AT(hone_normaliser_options, size, 0);
+AT(hone_normaliser_options, seed, 8);
+AT(hone_normaliser_options, draws, 16);
+AT(hone_normaliser_options, reserved, 20);
+
+SIZE(hone_normaliser, 64);
+AT(hone_normaliser, size, 0);
+AT(hone_normaliser, log_sum, 8);
+AT(hone_normaliser, error, 16);
+AT(hone_normaliser, effective_draws, 24);
+AT(hone_normaliser, largest_share, 32);
+AT(hone_normaliser, pareto_k, 40);
+AT(hone_normaliser, draws, 48);
+AT(hone_normaliser, exact, 56);
+AT(hone_normaliser, reliable, 60);
 
 SIZE(hone_sample_options, 72);
 AT(hone_sample_options, size, 0);
@@ -185,7 +203,7 @@ AT(hone_ising, columns, 16);
 AT(hone_ising, coupling, 24);
 AT(hone_ising, field, 32);
 
-SIZE(hone_mam_train_options, 216);
+SIZE(hone_mam_train_options, 248);
 AT(hone_mam_train_options, size, 0);
 AT(hone_mam_train_options, held_out, 8);
 AT(hone_mam_train_options, held_out_count, 16);
@@ -214,7 +232,13 @@ AT(hone_mam_train_options, ising, 184);
 AT(hone_mam_train_options, energy, 192);
 AT(hone_mam_train_options, energy_steps, 200);
 AT(hone_mam_train_options, objective, 208);
-AT(hone_mam_train_options, reserved2, 212);
+AT(hone_mam_train_options, network, 212);
+AT(hone_mam_train_options, heads, 216);
+AT(hone_mam_train_options, padding, 220);
+AT(hone_mam_train_options, optimizer, 224);
+AT(hone_mam_train_options, window, 228);
+AT(hone_mam_train_options, damping, 232);
+AT(hone_mam_train_options, curve, 240);
 
 SIZE(hone_gradients_options, 24);
 AT(hone_gradients_options, size, 0);

@@ -57,6 +57,24 @@ static void progress(hone_job *job) {
     FAILS(INVALID_ARGUMENT, "`out`", hone_job_progress(job, NULL));
 }
 
+static void made_longer_and_shorter(hone_scorer *scorer) {
+    struct {
+        hone_normaliser known;
+        unsigned long long later;
+    } longer;
+    memset(&longer, 0xff, sizeof longer);
+    longer.known.size = sizeof longer;
+    OK(hone_scorer_normaliser(scorer, NULL, &longer.known));
+    CHECK(longer.later == 0 && longer.known.exact == 1 && longer.known.size == sizeof longer);
+    OPTIONS(hone_normaliser, shorter);
+    memset(&shorter, 0xff, sizeof shorter);
+    shorter.size = offsetof(hone_normaliser, draws);
+    OK(hone_scorer_normaliser(scorer, NULL, &shorter));
+    CHECK(shorter.error == 0 && shorter.draws == UINT64_MAX && shorter.exact == UINT32_MAX);
+    shorter.size = 3;
+    FAILS(INVALID_ARGUMENT, "sizeof", hone_scorer_normaliser(scorer, NULL, &shorter));
+}
+
 static void let_go(hone_job *job) {
     hone_job_cancel(job);
     hone_job_free(job);
@@ -97,6 +115,12 @@ int main(int argc, char **argv) {
           (void)0);
     SIZES(hone_score_options, hone_scorer_distributions(scorer, row, 1, o, distributions, 6), NULL,
           (void)0);
+    double lower, upper;
+    SIZES(hone_score_options,
+          hone_scorer_bracket(scorer, row, 1, o, &lower, &upper, NULL, NULL), NULL, (void)0);
+    OPTIONS(hone_normaliser, normaliser);
+    SIZES(hone_normaliser_options, hone_scorer_normaliser(scorer, o, &normaliser), NULL, (void)0);
+    made_longer_and_shorter(scorer);
     SIZES(hone_sample_options, hone_scorer_sample(scorer, 1, o, drawn, NULL), NULL, (void)0);
     SIZES(hone_sample_options, hone_scorer_impute(scorer, row, 1, o, drawn, NULL), NULL, (void)0);
     SIZES(hone_check_options, hone_scorer_check(scorer, row, 1, o, &job), NULL, let_go(job));

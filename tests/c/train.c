@@ -7,7 +7,15 @@
 
 #include <math.h>
 
-static char checkpoint[4096];
+static char checkpoint[4096], picture[4096];
+
+/* `call` with the options `how`, which are those of `good` but for one field, is an error. */
+#define REFUSED(how, good, field, value, words, call)                                              \
+    do {                                                                                           \
+        how = good;                                                                                \
+        how.field = value;                                                                         \
+        FAILS(INVALID_ARGUMENT, words, call);                                                      \
+    } while (0)
 
 typedef struct {
     hone_job *job;
@@ -155,30 +163,17 @@ static void refused(hone_model *model, hone_samples *samples) {
     FAILS(INVALID_ARGUMENT, "`out`", hone_finetune(model, samples, &how, NULL));
     how.distill_weight = 0.5;
     FAILS(INVALID_ARGUMENT, "`distill`", hone_finetune(model, samples, &how, &job));
-    how = good;
-    how.damping_absolute = 1e-3;
-    FAILS(INVALID_ARGUMENT, "`learning_rate`", hone_finetune(model, samples, &how, &job));
-    how = good;
-    how.epochs = -1;
-    FAILS(INVALID_ARGUMENT, "`epochs`", hone_finetune(model, samples, &how, &job));
-    how = good;
-    how.optimizer = 7;
-    FAILS(INVALID_ARGUMENT, "hone_optimizer_method", hone_finetune(model, samples, &how, &job));
-    how = good;
-    how.loss = 7;
-    FAILS(INVALID_ARGUMENT, "hone_loss", hone_finetune(model, samples, &how, &job));
-    how = good;
-    how.trained = 7;
-    FAILS(INVALID_ARGUMENT, "hone_trained", hone_finetune(model, samples, &how, &job));
-    how = good;
-    how.schedule = HONE_SCHEDULE_STAIRS;
-    FAILS(INVALID_ARGUMENT, "stairs", hone_finetune(model, samples, &how, &job));
-    how = good;
-    how.train_count = 1;
-    FAILS(INVALID_ARGUMENT, "`train`", hone_finetune(model, samples, &how, &job));
-    how = good;
-    how.size = 4;
-    FAILS(INVALID_ARGUMENT, "sizeof", hone_finetune(model, samples, &how, &job));
+    REFUSED(how, good, damping_absolute, 1e-3, "`learning_rate`",
+            hone_finetune(model, samples, &how, &job));
+    REFUSED(how, good, epochs, -1, "`epochs`", hone_finetune(model, samples, &how, &job));
+    REFUSED(how, good, optimizer, 7, "hone_optimizer_method",
+            hone_finetune(model, samples, &how, &job));
+    REFUSED(how, good, loss, 7, "hone_loss", hone_finetune(model, samples, &how, &job));
+    REFUSED(how, good, trained, 7, "hone_trained", hone_finetune(model, samples, &how, &job));
+    REFUSED(how, good, schedule, HONE_SCHEDULE_STAIRS, "stairs",
+            hone_finetune(model, samples, &how, &job));
+    REFUSED(how, good, train_count, 1, "`train`", hone_finetune(model, samples, &how, &job));
+    REFUSED(how, good, size, 4, "sizeof", hone_finetune(model, samples, &how, &job));
     CHECK(w.calls == 0 && w.drops == 0);
     how = good;
     how.momentum = 1.5;
@@ -391,6 +386,74 @@ static hone_mam_train_options short_training(witness *w) {
     return how;
 }
 
+/* Every network and optimizer learns that the second site repeats the first. */
+static void networks(hone_engine *engine) {
+    static int64_t rows[ROWS][SITES];
+    const size_t shape[2] = {2, 2};
+    fill(rows);
+    hone_model *mlp = NULL;
+    for (uint32_t network = HONE_NETWORK_MLP; network <= HONE_NETWORK_CONV; network++) {
+        for (uint32_t optimizer = 0; optimizer <= HONE_MAM_OPTIMIZER_MFAC; optimizer++) {
+            witness w = {NULL, 0, 0, 0, NULL};
+            hone_mam_train_options how = short_training(&w);
+            hone_job *job;
+            how.network = network;
+            how.optimizer = optimizer;
+            how.shape = shape;
+            how.shape_count = 2;
+            how.curve = picture;
+            if (network == HONE_NETWORK_TRANSFORMER) how.heads = 2;
+            if (network == HONE_NETWORK_CONV) how.padding = HONE_PADDING_ZERO;
+            if (optimizer == HONE_MAM_OPTIMIZER_MFAC) {
+                how.window = 8;
+                how.damping = 30;
+                how.learning_rate = 0.05;
+            }
+            remove(picture);
+            OK(hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+            CHECK(end_of(job, &w) == HONE_JOB_STATE_COMPLETED && exists(picture));
+            double bits = number_of(job, "/bits_per_site");
+            printf("network %u, optimizer %u: %.3f bits per site\n", network, optimizer, bits);
+            CHECK(bits < 0.9); /* 3/4 is the truth, 1 is knowing nothing. */
+            hone_model *made;
+            OK(hone_job_model(job, &made));
+            hone_job_free(job);
+            CHECK(mlp == NULL || !same_bytes(mlp, made));
+            if (mlp == NULL) mlp = made;
+            else hone_model_free(made);
+        }
+    }
+    hone_model_free(mlp);
+    remove(picture);
+
+    witness none = {NULL, 0, 0, 0, NULL};
+    hone_mam_train_options good = short_training(&none), how;
+    hone_job *job = NULL;
+#define TRAIN hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job)
+    REFUSED(how, good, network, 3, "hone_network", TRAIN);
+    REFUSED(how, good, padding, 3, "hone_padding", TRAIN);
+    REFUSED(how, good, optimizer, 2, "hone_mam_optimizer", TRAIN);
+    REFUSED(how, good, heads, 2, "`heads`", TRAIN);
+    REFUSED(how, good, padding, HONE_PADDING_TORUS, "`padding`", TRAIN);
+    REFUSED(how, good, window, 8, "M-FAC", TRAIN);
+    REFUSED(how, good, damping, 8, "M-FAC", TRAIN);
+    REFUSED(how, good, damping, -1, "`damping`", TRAIN);
+    REFUSED(how, good, curve, "", "`curve`", TRAIN);
+    good.optimizer = HONE_MAM_OPTIMIZER_MFAC;
+    REFUSED(how, good, window, 4097, "`window`", TRAIN);
+    good.network = HONE_NETWORK_TRANSFORMER;
+    REFUSED(how, good, heads, 3, "3 heads do not divide 16", TRAIN);
+    REFUSED(how, good, hidden, 1u << 17, "65536", TRAIN);
+#undef TRAIN
+    CHECK(none.calls == 0 && none.drops == 0);
+    /* Convolutions need two sides, and what needs a shape says so. */
+    good.network = HONE_NETWORK_CONV;
+    OK(hone_mam_train(engine, rows[0], ROWS, SITES, &good, &job));
+    CHECK(hone_job_wait(job, -1, NULL) == NULL);
+    FAILS(INVALID_ARGUMENT, "two sides", hone_job_result(job));
+    hone_job_free(job);
+}
+
 static void mam(hone_engine *engine) {
     static int64_t rows[ROWS][SITES];
     size_t shape[2] = {2, 2}, values[3] = {2, 2, 2};
@@ -458,19 +521,14 @@ static void mam(hone_engine *engine) {
     how.values = values;
     how.values_count = 3;
     FAILS(INVALID_ARGUMENT, "values", hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
-    how = good;
-    how.shape_count = 1;
-    FAILS(INVALID_ARGUMENT, "shape", hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
-    how = good;
-    how.batch = 65;
-    FAILS(INVALID_ARGUMENT, "batch", hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
-    how = good;
-    how.regression = 2;
-    FAILS(INVALID_ARGUMENT, "hone_regression",
-          hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
-    how = good;
-    how.reserved = 1;
-    FAILS(INVALID_ARGUMENT, "reserved", hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    REFUSED(how, good, shape_count, 1, "shape",
+            hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    REFUSED(how, good, batch, 65, "batch",
+            hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    REFUSED(how, good, regression, 2, "hone_regression",
+            hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    REFUSED(how, good, reserved, 1, "reserved",
+            hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
     CHECK(none.calls == 0 && none.drops == 0);
     how = good;
     how.held_out = rows[0];
@@ -527,6 +585,13 @@ static void energies(hone_engine *engine, const char *path) {
     double exact, log_z = learnt(engine, &how, &exact);
     CHECK(fabs(log_z - exact) < 0.1 && exact > 2.7);
 
+    how.network = HONE_NETWORK_CONV;
+    how.hidden = 8;
+    log_z = learnt(engine, &how, &exact);
+    CHECK(fabs(log_z - exact) < 0.2);
+    how.network = 0;
+    how.hidden = 16;
+
     hone_model *energy;
     size_t values = 2;
     OK(hone_model_load(engine, path, &energy));
@@ -571,6 +636,7 @@ int main(int argc, char **argv) {
     CHECK(argc == 5);
     const char *name = strrchr(argv[0], '/');
     snprintf(checkpoint, sizeof checkpoint, "%s/checkpoint-%s", argv[3], name ? name + 1 : "");
+    snprintf(picture, sizeof picture, "%s/curve-%s.svg", argv[3], name ? name + 1 : "");
     remove(checkpoint);
     hone_engine *engine;
     hone_model *model;
@@ -586,6 +652,7 @@ int main(int argc, char **argv) {
     gradually(model, samples);
     weights(model, samples);
     mam(engine);
+    networks(engine);
     energies(engine, argv[4]);
     hone_samples_free(samples);
     hone_model_free(model);

@@ -128,6 +128,10 @@ void mam() {
     how.hidden = 8;
     how.layers = 1;
     how.report_every = 10;
+    how.network = HONE_NETWORK_TRANSFORMER;
+    how.heads = 2;
+    how.optimizer = HONE_MAM_OPTIMIZER_MFAC;
+    how.window = 4;
     CHECK(code_of([&] { hone::train_mam(engine, rows, 5, how); }) == HONE_CODE_INVALID_ARGUMENT);
     int events = 0;
     auto job = hone::train_mam(engine, rows, 3, how, [&](const hone_progress &) { events++; });
@@ -156,6 +160,16 @@ void mam() {
     by_phi.known = known.data();
     CHECK(scorer.score({1, 7, 7}, by_phi) == scorer.score({1, -1, -1}));
     CHECK(scorer.distributions({1, 7, 7}, by_phi).size() == 6);
+    const auto bounds = scorer.bracket({1, 1, 0, 0, 0, 1});
+    CHECK(bounds.lower.size() == 2 && bounds.lower[1] <= bounds.upper[1]);
+    CHECK(bounds.lower_error[0] >= 0 && bounds.upper_error[1] >= 0);
+    const auto sum = scorer.normaliser();
+    CHECK(sum.exact == 1 && sum.draws == 8);
+    auto corrected = hone::options<hone_score_options>();
+    corrected.half = HONE_HALF_THETA;
+    const double raw = scorer.score({1, 1, 0}, corrected)[0];
+    corrected.log_normaliser = sum.log_sum;
+    CHECK(scorer.score({1, 1, 0}, corrected)[0] == raw - sum.log_sum);
     auto checked = hone::check(scorer, {1, 1, 0, 0, 0, 1});
     checked.wait();
     CHECK(checked.report().number("/rows") == 2);

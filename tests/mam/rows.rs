@@ -133,6 +133,61 @@ fn a_request_larger_than_what_is_held_at_once_equals_its_parts() {
     assert!(theta.zip(&found).all(|(theta, score)| score.theta == Some(theta)));
 }
 
+/// log p_φ of rows in memory that is kept, NaN for a row that has none.
+fn kept(mam: &Mam, rows: &Rows, known: Option<&[u8]>, orders: &Orders) -> Vec<f64> {
+    let mut found = Vec::new();
+    let each = |score: hone::Result<hone::mam::ChainScore>| {
+        found.push(score.map_or(f64::NAN, |score| score.log_p))
+    };
+    mam.each_chain_score(rows.cells(), known, orders, &Cancel::never(), each).unwrap();
+    found
+}
+
+#[test]
+fn memory_that_is_kept_does_not_show() {
+    let all = rows(&some_rows(90));
+    let reference = mam(1, 64);
+    for orders in [Orders::Random { count: 3, seed: 4 }, Orders::Forward] {
+        let how = ScoreOptions {
+            method: Method::Phi,
+            orders: orders.clone(),
+            conflict: false,
+            surprise: false,
+            ..options()
+        };
+        let by_phi = |rows: &Rows| -> Vec<f64> {
+            let scores = reference.score(rows, &how, &Cancel::new()).unwrap();
+            scores.into_iter().map(|s| s.unwrap().phi.unwrap().log_p).collect()
+        };
+        let (whole, part) = (by_phi(&all), by_phi(&all.slice(7..9)));
+        assert_eq!(whole[7..9], part);
+        for (threads, batch) in [(1, 64), (3, 64), (2, 5), (4, 1)] {
+            let mam = mam(threads, batch);
+            // Memory of a larger, of a smaller and of another call goes from one to the next.
+            for _ in 0..2 {
+                assert_eq!(kept(&mam, &all, None, &orders), whole, "{threads} {batch}");
+                assert_eq!(kept(&mam, &all.slice(7..9), None, &orders), part);
+                let theta = mam.log_marginal(&all, &Cancel::new()).unwrap();
+                assert!(theta.iter().all(Result::is_ok));
+            }
+        }
+        // A mask is as good as values that are missing.
+        let known: Vec<u8> = (0..all.cells().len()).map(|i| u8::from(i % 3 != 0)).collect();
+        let flags: Vec<bool> = known.iter().map(|&k| k != 0).collect();
+        let masked = all.clone().masked(&flags).unwrap();
+        let by_mask = kept(&reference, &all, Some(&known), &orders);
+        assert_eq!(by_mask, by_phi(&masked));
+        // A row that does not fit leaves the others alone.
+        let mut cells = all.cells().to_vec();
+        cells[2 * LENGTH + 1] = 9;
+        let found = kept(&reference, &Rows::new(LENGTH, cells).unwrap(), None, &orders);
+        assert!(found[2].is_nan() && found[..2] == whole[..2] && found[3..] == whole[3..]);
+    }
+    let none = Orders::Random { count: 0, seed: 0 };
+    let asked = reference.each_chain_score(all.cells(), None, &none, &Cancel::never(), |_| {});
+    assert_eq!(asked.unwrap_err().kind(), hone::ErrorKind::Usage);
+}
+
 #[test]
 fn many_threads_ask_one_model() {
     let mam = mam(2, 64);
