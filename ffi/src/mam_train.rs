@@ -129,6 +129,9 @@ pub struct hone_mam_train_options {
     pub objective: u32,
     /// Must be 0.
     pub reserved2: u32,
+    /// Up to this share of the values of a row is replaced by others before θ learns what φ says
+    /// of it, so that it follows φ on rows unlike these too; 0 means 0.1, a negative number none.
+    pub noise: f64,
 }
 
 // SAFETY: plain data of C without padding that starts with its size.
@@ -264,6 +267,11 @@ unsafe fn train_from(
     if !o.held_out.is_null() {
         return Err(hone_error::argument("`held_out`: an energy is learnt without rows"));
     }
+    if (o.conditional_steps, o.marginal_steps, o.regression) != (0, 0, 0) || o.noise != 0.0 {
+        let message = "`conditional_steps`, `marginal_steps`, `regression` and `noise` are of \
+                       learning from rows";
+        return Err(hone_error::argument(message));
+    }
     // SAFETY: the header asks for so many numbers, or NULL.
     let values = unsafe { slice(o.values, o.values_count, "values") }?.to_vec();
     // SAFETY: the header asks for so many numbers, or NULL.
@@ -339,6 +347,7 @@ fn how(
         clip_norm: or(o.clip_norm, usual.clip_norm),
         average: unless(o.average, usual.average),
         regression: choose(o.regression, "hone_regression", &kinds)?,
+        noise: unless(o.noise, usual.noise),
         seed: o.seed,
         threads,
         report_every: or(o.report_every, usual.report_every),

@@ -185,7 +185,7 @@ AT(hone_ising, columns, 16);
 AT(hone_ising, coupling, 24);
 AT(hone_ising, field, 32);
 
-SIZE(hone_mam_train_options, 216);
+SIZE(hone_mam_train_options, 224);
 AT(hone_mam_train_options, size, 0);
 AT(hone_mam_train_options, held_out, 8);
 AT(hone_mam_train_options, held_out_count, 16);
@@ -215,6 +215,7 @@ AT(hone_mam_train_options, energy, 192);
 AT(hone_mam_train_options, energy_steps, 200);
 AT(hone_mam_train_options, objective, 208);
 AT(hone_mam_train_options, reserved2, 212);
+AT(hone_mam_train_options, noise, 216);
 
 SIZE(hone_gradients_options, 24);
 AT(hone_gradients_options, size, 0);

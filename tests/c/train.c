@@ -469,6 +469,9 @@ static void mam(hone_engine *engine) {
     FAILS(INVALID_ARGUMENT, "hone_regression",
           hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
     how = good;
+    how.noise = 1;
+    FAILS(INVALID_ARGUMENT, "noise", hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    how = good;
     how.reserved = 1;
     FAILS(INVALID_ARGUMENT, "reserved", hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
     CHECK(none.calls == 0 && none.drops == 0);

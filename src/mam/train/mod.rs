@@ -23,6 +23,8 @@ mod curve;
 mod draw;
 mod energies;
 mod energy;
+#[cfg(test)]
+mod gradients;
 mod marginals;
 mod objective;
 
@@ -110,6 +112,8 @@ pub struct TrainOptions {
     pub average: f64,
     /// How θ learns.
     pub regression: Regression,
+    /// Up to this share of the values of a row of data is replaced by others in stage 2, below 1.
+    pub noise: f64,
     /// Of everything random.
     pub seed: u64,
     /// Worker threads; the result does not depend on it.
@@ -132,6 +136,7 @@ impl Default for TrainOptions {
             clip_norm: 1.0,
             average: 0.999,
             regression: Regression::Trajectory,
+            noise: 0.1,
             seed: 0,
             threads: 1,
             report_every: 250,
@@ -149,6 +154,9 @@ impl TrainOptions {
         }
         if o.conditional_steps == 0 || o.marginal_steps == 0 {
             bail!(Usage, "steps must be at least 1");
+        }
+        if !(0.0..1.0).contains(&o.noise) {
+            bail!(Usage, "the noise is a share of the values, from 0 to below 1, not {}", o.noise);
         }
         Ok(())
     }
