@@ -829,6 +829,9 @@ typedef struct {
     uint32_t objective;
     /// Must be 0.
     uint32_t reserved2;
+    /// Up to this share of the values of a row is replaced by others before θ learns what φ says
+    /// of it, so that it follows φ on rows unlike these too; 0 means 0.1, a negative number none.
+    double noise;
 } hone_mam_train_options;
 
 /// How to keep gradients. Zero means default.

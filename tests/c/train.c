@@ -550,6 +550,9 @@ static void energies(hone_engine *engine, const char *path) {
     how.objective = 2;
     FAILS(INVALID_ARGUMENT, "hone_energy_objective", hone_mam_train(engine, NULL, 0, 0, &how, &job));
     how.objective = 0;
+    how.noise = 0.1;
+    FAILS(INVALID_ARGUMENT, "`noise`", hone_mam_train(engine, NULL, 0, 0, &how, &job));
+    how.noise = 0;
     how.ising = &ising;
     FAILS(INVALID_ARGUMENT, "two energies", hone_mam_train(engine, NULL, 0, 0, &how, &job));
     how.energy = NULL;

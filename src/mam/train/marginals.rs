@@ -1,5 +1,6 @@
 //! Stage 2: θ learns what φ says of every prefix of trajectories.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cancel::Cancel;
@@ -194,7 +195,7 @@ impl Pool {
     }
 
     /// The rows and targets of some prefixes; beyond the last the first follow again.
-    pub fn feed(&self, task: &Task, range: std::ops::Range<usize>) -> Result<Vec<(String, Tensor)>> {
+    pub fn feed(&self, task: &Task, range: Range<usize>) -> Result<Vec<(String, Tensor)>> {
         let (c, shard) = (&task.run.contract, range.len());
         let scale = scale(task, shard);
         let chosen: Vec<(&Trajectory, usize)> = range
