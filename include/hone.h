@@ -913,6 +913,9 @@ typedef struct {
     /// A picture (SVG) of the loss and of what the reports measure, by step, is written here when
     /// the training is done; NULL for none.
     const char *curve;
+    /// Up to this share of the values of a row is replaced by others before θ learns what φ says
+    /// of it, so that it follows φ on rows unlike these too; 0 means 0.1, a negative number none.
+    double noise;
 } hone_mam_train_options;
 
 /// How to keep gradients. Zero means default.

@@ -9,7 +9,8 @@ them. Then the model was trained by
 
     hone mam train --data examples/mam/train.npy --held-out examples/mam/test.npy \
         --output examples/mam/digits.onnx \
-        --batch 256 --conditional-steps 3000 --marginal-steps 5000 --weight-decay 0.1
+        --batch 256 --conditional-steps 3000 --marginal-steps 8000 \
+        --learning-rate 2e-3 --weight-decay 0.1
 """
 
 import csv

@@ -181,6 +181,9 @@ pub struct hone_mam_train_options {
     /// A picture (SVG) of the loss and of what the reports measure, by step, is written here when
     /// the training is done; NULL for none.
     pub curve: *const c_char,
+    /// Up to this share of the values of a row is replaced by others before θ learns what φ says
+    /// of it, so that it follows φ on rows unlike these too; 0 means 0.1, a negative number none.
+    pub noise: f64,
 }
 
 // SAFETY: plain data of C without padding that starts with its size.
@@ -324,6 +327,11 @@ unsafe fn train_from(
     if !o.held_out.is_null() {
         return Err(hone_error::argument("`held_out`: an energy is learnt without rows"));
     }
+    if (o.conditional_steps, o.marginal_steps, o.regression) != (0, 0, 0) || o.noise != 0.0 {
+        let message = "`conditional_steps`, `marginal_steps`, `regression` and `noise` are of \
+                       learning from rows";
+        return Err(hone_error::argument(message));
+    }
     // SAFETY: the header asks for so many numbers, or NULL.
     let values = unsafe { slice(o.values, o.values_count, "values") }?.to_vec();
     // SAFETY: the header asks for so many numbers, or NULL.
@@ -406,6 +414,7 @@ fn how(
         clip_norm: or(o.clip_norm, usual.clip_norm),
         average: unless(o.average, usual.average),
         regression: choose(o.regression, "hone_regression", &kinds)?,
+        noise: unless(o.noise, usual.noise),
         seed: o.seed,
         threads,
         report_every: or(o.report_every, usual.report_every),

@@ -203,7 +203,7 @@ AT(hone_ising, columns, 16);
 AT(hone_ising, coupling, 24);
 AT(hone_ising, field, 32);
 
-SIZE(hone_mam_train_options, 248);
+SIZE(hone_mam_train_options, 256);
 AT(hone_mam_train_options, size, 0);
 AT(hone_mam_train_options, held_out, 8);
 AT(hone_mam_train_options, held_out_count, 16);
@@ -239,6 +239,7 @@ AT(hone_mam_train_options, optimizer, 224);
 AT(hone_mam_train_options, window, 228);
 AT(hone_mam_train_options, damping, 232);
 AT(hone_mam_train_options, curve, 240);
+AT(hone_mam_train_options, noise, 248);
 
 SIZE(hone_gradients_options, 24);
 AT(hone_gradients_options, size, 0);

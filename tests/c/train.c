@@ -527,6 +527,8 @@ static void mam(hone_engine *engine) {
             hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
     REFUSED(how, good, regression, 2, "hone_regression",
             hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
+    REFUSED(how, good, noise, 1, "noise",
+            hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
     REFUSED(how, good, reserved, 1, "reserved",
             hone_mam_train(engine, rows[0], ROWS, SITES, &how, &job));
     CHECK(none.calls == 0 && none.drops == 0);
@@ -612,6 +614,9 @@ static void energies(hone_engine *engine, const char *path) {
     how.objective = 2;
     FAILS(INVALID_ARGUMENT, "hone_energy_objective", hone_mam_train(engine, NULL, 0, 0, &how, &job));
     how.objective = 0;
+    how.noise = 0.1;
+    FAILS(INVALID_ARGUMENT, "`noise`", hone_mam_train(engine, NULL, 0, 0, &how, &job));
+    how.noise = 0;
     how.ising = &ising;
     FAILS(INVALID_ARGUMENT, "two energies", hone_mam_train(engine, NULL, 0, 0, &how, &job));
     how.energy = NULL;

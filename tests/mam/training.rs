@@ -92,7 +92,9 @@ fn the_same_seed_gives_the_same_model_on_any_number_of_threads() {
     let three = run(&TrainOptions { threads: 3, report_every: 7, ..options.clone() }, &rows);
     assert!(bytes(&one) == bytes(&three));
     assert_eq!(one.contract, three.contract);
-    assert!(bytes(&one) != bytes(&run(&TrainOptions { seed: 1, ..options }, &rows)));
+    let other = |options: TrainOptions| bytes(&one) != bytes(&run(&options, &rows));
+    assert!(other(TrainOptions { noise: 0.0, ..options.clone() }));
+    assert!(other(TrainOptions { seed: 1, ..options }));
 }
 
 #[test]
@@ -165,6 +167,8 @@ fn what_cannot_be_trained_on_is_named() {
     refused(TrainOptions { batch: 65, ..options() }, &rows, "multiple");
     refused(TrainOptions { marginal_steps: 0, ..options() }, &rows, "at least 1");
     refused(TrainOptions { clip_norm: 0.0, ..options() }, &rows, "clip");
+    refused(TrainOptions { noise: 1.0, ..options() }, &rows, "the noise is a share");
+    refused(TrainOptions { noise: f64::NAN, ..options() }, &rows, "the noise is a share");
     refused(options(), &Rows::new(3, vec![0, 1, 2]).unwrap(), "training row 0: site 2: 2");
     refused(options(), &Rows::all_missing(3, 5), "at least one row");
     refused(TrainOptions { learning_rate: 1e30, ..options() }, &rows, "step");

@@ -7,6 +7,7 @@ use crate::mam::contract::{Contract, INPUT, Kind, LOGITS};
 use crate::mam::model::Mam;
 use crate::mam::rows::known_sites;
 use crate::mam::train::checkpoint::Checkpoint;
+use crate::mam::train::objective::LOSS;
 use crate::mam::train::{Figures, REPORT_ROWS, Stage, Task, TrainReport, model, stored};
 use crate::onnx::{Graph, Node};
 use crate::tensor::{ElementType, Tensor};
@@ -14,7 +15,6 @@ use crate::train::{Parameters, Trainer};
 
 /// −weight at the value that is to be predicted, 0 elsewhere, `[B, L, K]`.
 const TARGET: &str = "target";
-const LOSS: &str = "loss";
 
 /// The net with the weights that `task.run.options.conditional_steps` steps lead to.
 pub fn train(
@@ -47,7 +47,7 @@ pub fn train(
 }
 
 /// Σ target · log softmax(logits).
-fn with_loss(net: &Graph, contract: &Contract) -> Graph {
+pub fn with_loss(net: &Graph, contract: &Contract) -> Graph {
     let mut graph = net.clone();
     graph.inputs.push(symbolic(TARGET, ElementType::F32, &[contract.length, contract.vocab]));
     graph.nodes.extend([
@@ -59,7 +59,7 @@ fn with_loss(net: &Graph, contract: &Contract) -> Graph {
 }
 
 /// Rows with a random part hidden, and what is hidden.
-fn feed(task: &Task, shard: usize, number: u64) -> Vec<(String, Tensor)> {
+pub fn feed(task: &Task, shard: usize, number: u64) -> Vec<(String, Tensor)> {
     let (c, mut random) = (&task.run.contract, task.run.stream(1, number));
     let mut x = Vec::with_capacity(shard * c.length);
     let mut target = vec![0.0; shard * c.length * c.vocab];

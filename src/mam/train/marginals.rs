@@ -1,5 +1,6 @@
 //! Stage 2: θ learns what φ says of every prefix of trajectories.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cancel::Cancel;
@@ -10,14 +11,15 @@ use crate::mam::networks;
 use crate::mam::rows::{Distinct, known_sites};
 use crate::mam::sample::{SampleOptions, draw_value};
 use crate::mam::train::checkpoint::Checkpoint;
+use crate::mam::train::objective::LOSS;
 use crate::mam::train::{
     Figures, REPORT_ROWS, Regression, Stage, Task, TrainReport, model, stored,
 };
 use crate::onnx::{Graph, Node};
+use crate::random::Stream;
 use crate::tensor::{ElementType, Tensor};
 use crate::train::{Parameters, Trainer};
 
-const LOSS: &str = "loss";
 /// What is added to the combinations of f_θ, `[R, 1]`.
 const OFFSET: &str = "offset";
 
@@ -39,7 +41,7 @@ struct Trajectory {
 }
 
 /// Trajectories and the order in which their prefixes are learnt from.
-struct Pool {
+pub struct Pool {
     number: u64,
     trajectories: Vec<Trajectory>,
     /// Trajectory and length of a prefix.
@@ -97,7 +99,7 @@ fn pool_steps(task: &Task, per_step: usize) -> u64 {
 }
 
 /// Σ (C f + offset)²: C picks f of a row, or the difference of the two rows of a step.
-fn with_loss(net: &Graph, task: &Task, shard: usize) -> Graph {
+pub fn with_loss(net: &Graph, task: &Task, shard: usize) -> Graph {
     let mut graph = net.clone();
     let combine = combination(task, shard);
     let rows = combine.shape()[0];
@@ -149,8 +151,9 @@ fn combination(task: &Task, shard: usize) -> Tensor {
 
 impl Pool {
     /// A third of the trajectories from the data, a third that φ goes on with from somewhere on, a
-    /// third from φ alone; and their prefixes in random order.
-    fn draw(task: &Task, teacher: &Mam, number: u64, cancel: &Cancel) -> Result<Pool> {
+    /// third from φ alone; and their prefixes in random order. Where data are used some values are
+    /// replaced.
+    pub fn draw(task: &Task, teacher: &Mam, number: u64, cancel: &Cancel) -> Result<Pool> {
         let size = pool_size(task);
         let mut trajectories = Vec::with_capacity(size);
         let mut randoms = Vec::with_capacity(size);
@@ -158,7 +161,9 @@ impl Pool {
             let mut random = task.run.stream(2, number * size as u64 + i as u64);
             let length = task.run.contract.length;
             let (mut row, sites): (Vec<i32>, Vec<usize>) = if i % 3 < 2 {
-                let row = task.rows[random.below(task.rows.len())].clone();
+                let mut row = task.rows[random.below(task.rows.len())].clone();
+                let noise = task.run.options.noise * random.uniform();
+                disturb(&mut row, noise, &task.run.contract.cardinalities, &mut random);
                 let sites = known_sites(&row).collect();
                 (row, sites)
             } else {
@@ -190,7 +195,7 @@ impl Pool {
     }
 
     /// The rows and targets of some prefixes; beyond the last the first follow again.
-    fn feed(&self, task: &Task, range: std::ops::Range<usize>) -> Result<Vec<(String, Tensor)>> {
+    pub fn feed(&self, task: &Task, range: Range<usize>) -> Result<Vec<(String, Tensor)>> {
         let (c, shard) = (&task.run.contract, range.len());
         let scale = scale(task, shard);
         let chosen: Vec<(&Trajectory, usize)> = range
@@ -234,10 +239,20 @@ impl Trajectory {
     }
 }
 
+/// Replaces each value with this probability by any other value of its site. φ says what such rows
+/// are worth as well, and to φ the rows that θ meets later are as unlikely as they are.
+fn disturb(row: &mut [i32], probability: f64, cardinalities: &[usize], random: &mut Stream) {
+    for (value, &values) in row.iter_mut().zip(cardinalities) {
+        if random.uniform() < probability && *value >= 0 && values > 1 {
+            *value = (*value + 1 + random.below(values - 1) as i32) % values as i32;
+        }
+    }
+}
+
 /// Follows all trajectories site by site: sums up log p_φ, and draws the values that are not there.
 fn follow(
     trajectories: &mut [Trajectory],
-    randoms: &mut [crate::random::Stream],
+    randoms: &mut [Stream],
     teacher: &Mam,
     cancel: &Cancel,
 ) -> Result<()> {
@@ -275,4 +290,31 @@ fn follow(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_replaces_values_by_others_of_their_sites_and_nothing_that_is_missing() {
+        let (row, cardinalities) = ([2, -1, 0, 1], [3, 3, 1, 2]);
+        let (mut random, mut counts) = (Stream::new(1, 0), [[0usize; 3]; 4]);
+        for _ in 0..4000 {
+            let mut disturbed = row;
+            disturb(&mut disturbed, 0.5, &cardinalities, &mut random);
+            assert_eq!((disturbed[1], disturbed[2]), (-1, 0));
+            for site in [0, 3] {
+                counts[site][disturbed[site] as usize] += 1;
+            }
+        }
+        // Half of the time another value, each other value as often: 4 standard deviations.
+        let near = |count: usize, expected: usize| count.abs_diff(expected) < 130;
+        let [first, .., last] = counts;
+        assert!(near(first[0], 1000) && near(first[1], 1000) && near(first[2], 2000), "{first:?}");
+        assert!(near(last[0], 2000) && near(last[1], 2000) && last[2] == 0, "{last:?}");
+        let mut kept = row;
+        disturb(&mut kept, 0.0, &cardinalities, &mut random);
+        assert_eq!(kept, row);
+    }
 }

@@ -238,10 +238,8 @@ mod tests {
     use super::*;
     use crate::cancel::Cancel;
     use crate::mam::contract::Kind;
-    use crate::mam::networks::{self, Network, Size};
     use crate::random::Stream;
     use crate::runtime::{Session, SessionOptions};
-    use crate::train::{Parameters, StepGraph, Workers};
 
     /// Against the sum over pairs, from any logits and flows.
     #[test]
@@ -296,72 +294,5 @@ mod tests {
             loss += 0.5 * (f64::from(flows[4 * i + length]) - log_f[i]).powi(2);
         }
         assert!((found - loss).abs() < 1e-5 * loss, "{found}, not {loss}");
-    }
-
-    /// Along the gradient of each tensor of each network.
-    #[test]
-    fn gradients_are_those_of_finite_differences() {
-        let networks = [
-            Network::Mlp,
-            Network::Transformer { heads: 2 },
-            Network::Conv { torus: false },
-            Network::Conv { torus: true },
-        ];
-        for network in networks {
-            let mut c = Contract::new(Kind::Joint, 6, 3);
-            c.shape = Some(vec![2, 3]);
-            let (size, uniform) = (Size { hidden: 8, layers: 2 }, vec![vec![-1.0; 3]; 6]);
-            let phi = networks::conditional(&c, network, size, &uniform, 1).unwrap();
-            let theta = networks::marginal(&c, network, size, &uniform, 5.0, 1).unwrap();
-            let nets = networks::joint(&phi, &theta);
-            let graph = Objective::Balance.with_loss(&nets, &c, 2);
-            let rows = [[0, 2, 1, 1, 0, 2], [1, 1, 2, 0, 0, 1]];
-            let orders = [[3, 1, 0, 5, 2, 4], [0, 4, 2, 3, 5, 1]];
-            let sample = |i: usize| Sample {
-                row: &rows[i],
-                order: &orders[i],
-                log_f: 0.5,
-                advantage: 0.0,
-                step: 0,
-            };
-            let feed = Objective::Balance.feed(&[sample(0), sample(1)], &c);
-            let names = networks::trained(&graph);
-            let cancel = Cancel::new();
-            let step = StepGraph::new(&graph, LOSS, &names, &feed, &cancel).unwrap();
-            let mut w = Parameters::new(&graph, &names, |_| false).unwrap();
-            // Away from the zeros that tensors start at, where gradients vanish.
-            let mut random = Stream::new(7, 0);
-            w.update(|w| w.iter_mut().for_each(|w| *w += 0.05 * random.normal()));
-            let mut workers = Workers::new(&step, 1).unwrap();
-            let mut loss = |w: &Parameters, gradient: &mut Vec<f32>| {
-                gradient.resize(w.len(), 0.0);
-                workers.gradient(w, 1, &|_| Ok(feed.clone()), gradient, &cancel).unwrap()
-            };
-            let (mut gradient, mut unused) = (Vec::new(), Vec::new());
-            let value = loss(&w, &mut gradient);
-            let sizes: Vec<usize> = w.tensors().map(|(_, t)| t.len()).collect();
-            let mut start = 0;
-            for (name, size) in names.iter().zip(sizes) {
-                let range = start..start + size;
-                start += size;
-                let square: f64 =
-                    gradient[range.clone()].iter().map(|&g| f64::from(g).powi(2)).sum();
-                let norm = square.sqrt();
-                if norm < 1e-3 * value {
-                    continue;
-                }
-                let mut at = |sign: f64| {
-                    let mut moved = w.clone();
-                    let step = (sign * 2e-3 / norm) as f32;
-                    moved.update(|w| range.clone().for_each(|i| w[i] += step * gradient[i]));
-                    loss(&moved, &mut unused)
-                };
-                let slope = (at(1.0) - at(-1.0)) / 4e-3;
-                assert!(
-                    (slope - norm).abs() < 0.03 * norm + 2e-3 * value,
-                    "{network:?} {name}: {slope}, not {norm}"
-                );
-            }
-        }
     }
 }

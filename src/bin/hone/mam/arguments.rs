@@ -311,7 +311,7 @@ pub struct Train {
     /// Learn from an energy instead: ising:ROWSxCOLUMNS,coupling=K,field=H or an ONNX graph.
     #[arg(long, value_name = "ENERGY", conflicts_with_all = [
         "data", "held_out", "threshold", "limit", "conditional_steps", "marginal_steps",
-        "regression"])]
+        "regression", "noise"])]
     pub energy: Option<String>,
     /// Where to write the model.
     #[arg(short, long, value_name = "MODEL")]
@@ -393,6 +393,10 @@ pub struct Train {
     #[arg(long, default_value = "trajectory", value_parser = ["trajectory", "one-step"])]
     #[arg(help_heading = "Training")]
     pub regression: String,
+    /// Up to this share of the values of a row of data is replaced by others before θ learns what φ
+    /// says of it, so that θ follows φ on rows unlike the data too.
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE", help_heading = "Training")]
+    pub noise: f64,
     /// Seed of everything random.
     #[arg(long, default_value_t = 0, help_heading = "Training")]
     pub seed: u64,

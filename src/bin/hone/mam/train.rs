@@ -184,6 +184,7 @@ fn options(a: &Train) -> Result<TrainOptions> {
             "one-step" => Regression::OneStep,
             _ => Regression::Trajectory,
         },
+        noise: a.noise,
         seed: a.seed,
         threads: a.threads.map_or_else(all, usize::from),
         report_every: a.report_every,
