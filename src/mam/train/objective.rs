@@ -2,11 +2,11 @@
 //!
 //! Balance: along a trajectory (x, σ) drawn from φ let F_d = f_θ(x_σ(<d)) for d < L, F_L = log f(x)
 //! and G_d = F_d − Σ_{e<d} log p_φ(x_σ(e) | x_σ(<e)). The model is exact where every G is log Z.
-//! Loss: 2 Var_w(G) + (f_θ(x) − log f(x))² with the weights w_L = ½ and w_d = 1/(2L); the first term
-//! is Σ w_a w_b (G_a − G_b)² over all pairs, the sub-trajectory balance of every part of the
-//! trajectory. f_θ(∅) learns log Z. The end is all that is known of f: with equal weights a shift of
-//! all F_d alike costs next to nothing, so θ follows φ late, and log Z with it; the torus of 10×10
-//! then took twice the steps to the same gap.
+//! Loss: 2 Var_w(G) + (f_θ(x) − log f(x))² with the weights w_L = ½ and w_d = 1/(2L); the first
+//! term is Σ w_a w_b (G_a − G_b)² over all pairs, the sub-trajectory balance of every part of the
+//! trajectory. f_θ(∅) learns log Z. The end is all that is known of f: with equal weights a shift
+//! of all F_d alike costs next to nothing, so θ follows φ late, and log Z with it; the torus of
+//! 10×10 then took twice the steps to the same gap.
 //!
 //! Reinforce, as published: with A the standardised f_θ(x) − log f(x) of the batch,
 //! A f_θ(x) + α [L (f_θ(x_σ(<d)) + log p_φ(x_σ(d) | x_σ(<d)) − f_θ(x_σ(≤d)))² + (f_θ(∅) − c)²]
