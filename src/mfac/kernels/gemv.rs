@@ -13,9 +13,9 @@ use super::vectors::Vectors;
 
 /// Rows taken together.
 pub const ROWS: usize = 8;
-/// Bytes of each row in half precision that are asked for ahead of time. The processor fetches ahead
-/// as well, but only within a page and not far enough for rows that are read this fast; rows of f32
-/// are better left to it.
+/// Bytes of each row in half precision that are asked for ahead of time. The processor fetches
+/// ahead as well, but only within a page and not far enough for rows that are read this fast; rows
+/// of f32 are better left to it.
 const AHEAD: usize = 512;
 /// Numbers of a row that a plain step takes.
 const LANES: usize = 8;
