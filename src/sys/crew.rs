@@ -25,7 +25,7 @@ struct Shared {
     state: Mutex<State>,
     /// There is a call, or the end.
     called: Condvar,
-    /// The last helper left a call.
+    /// The last helper left a call, or one is up.
     left: Condvar,
 }
 
@@ -33,6 +33,8 @@ struct Shared {
 struct State {
     calls: Vec<Call>,
     made: u64,
+    /// Helpers that are up.
+    up: usize,
     ended: bool,
 }
 
@@ -92,7 +94,8 @@ impl Crew {
         leave.finish();
     }
 
-    /// So many helpers, if the system has as many threads; what is done does not depend on it.
+    /// So many helpers, if the system has as many threads; what is done does not depend on it. They
+    /// are up when this returns, so that what a thread allocates as it starts is done with.
     fn start(&self, wanted: usize) {
         let mut helpers = self.helpers.lock().expect("no holder panics");
         while helpers.len() < wanted {
@@ -100,7 +103,13 @@ impl Crew {
             let _blocked = SignalsBlocked::new();
             let thread = std::thread::Builder::new().name("hone-helper".into());
             match thread.spawn(move || shared.help()) {
-                Ok(helper) => helpers.push(helper),
+                Ok(helper) => {
+                    helpers.push(helper);
+                    let mut state = self.shared.lock();
+                    while state.up < helpers.len() {
+                        state = self.shared.left.wait(state).expect("no holder panics");
+                    }
+                }
                 Err(e) => {
                     log::debug!("a helper cannot be started: {e}");
                     return;
@@ -118,6 +127,8 @@ impl Shared {
     /// A helper's life.
     fn help(&self) {
         let mut state = self.lock();
+        state.up += 1;
+        self.left.notify_all();
         while !state.ended {
             let Some(call) = state.calls.iter_mut().find(|c| c.wanted > 0) else {
                 state = self.called.wait(state).expect("no holder panics");

@@ -140,6 +140,7 @@ void mam() {
     auto ising = hone::options<hone_ising>();
     ising.rows = ising.columns = 2;
     ising.field = 0.1;
+    how.conditional_steps = how.marginal_steps = 0;
     how.ising = &ising;
     how.energy_steps = 20;
     auto learning = hone::train_mam(engine, how);
