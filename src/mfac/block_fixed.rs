@@ -12,6 +12,7 @@ use memmap2::{Advice, MmapMut};
 
 use super::fixed::Fixed;
 use super::kernels::panel::{self, strips};
+use super::kernels::syrk::SINGLE_SUMS;
 use super::kernels::tile::WIDTH;
 use super::kernels::{cast, sweep, syrk};
 use super::store::Gradients;
@@ -22,8 +23,6 @@ use crate::error::{Context, Error, ErrorKind, Result, bail};
 const RUN: usize = 8;
 /// Gradients per step of a block: few, so that what is fetched ahead is spread over the step.
 const DEPTH: usize = 128;
-/// The most gradients summed in f32; those sums are added up in f64.
-const SINGLE_SUMS: usize = 16 * DEPTH;
 /// What an inverse in f32 may magnify rounding by: with it the sums of many products in f32 still
 /// keep three digits.
 const INFLATION: f32 = 128.0;
@@ -276,11 +275,10 @@ fn invert(
         let rows = start..m.min(start + DEPTH);
         pack(gradients, rows.clone(), panels, row);
         let ahead = &mut next.ahead(rows.clone(), 0..next.dimension());
-        syrk::add_single(n, rows.len(), panels, inverse, ahead);
+        let fresh = start % SINGLE_SUMS == 0;
+        syrk::single(n, rows.len(), panels, fresh, inverse, ahead);
         if m > SINGLE_SUMS && (rows.end % SINGLE_SUMS == 0 || rows.end == m) {
-            half.resize(inverse.len(), 0.0);
-            let sums = half.iter_mut().zip(&mut *inverse);
-            sums.for_each(|(h, s)| *h += f64::from(std::mem::take(s)));
+            syrk::widen(inverse, half);
         }
     }
     inverse.iter_mut().zip(half).for_each(|(s, h)| *s = *h as f32);

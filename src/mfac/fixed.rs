@@ -22,9 +22,9 @@ use super::{dense, parallel};
 use crate::error::{Result, bail};
 
 /// Columns of one step of the diagonal: four strips share each row group of T while it is cached.
-const GROUP: usize = 4 * WIDTH;
+const GROUP: usize = 8 * WIDTH;
 /// Columns that a thread takes one group after another: while one is computed the next is fetched.
-const RUN: usize = 16 * GROUP;
+const RUN: usize = 8 * GROUP;
 /// Below this remainder 1 − ‖v‖² a column is solved again in f64.
 const RECHECK: f64 = 1.0 / 16.0;
 /// A pivot this many times smaller than its row's norm is beyond f32 products.

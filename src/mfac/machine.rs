@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::kernels::tile::{self, HEIGHT, WIDTH};
+use super::kernels::tile::{HEIGHT, Product, WIDTH};
 
 /// f32 flop/s of the register tile with operands in the first-level cache, on `threads` threads at
 /// once: within a few per cent of the processor's peak.
@@ -14,12 +14,13 @@ pub fn tile_flops(threads: usize) -> f64 {
     const PRODUCTS: usize = 40;
     const SLICES: usize = 2000;
     let (a, b) = (vec![0.5; K * HEIGHT], vec![0.25; K * WIDTH]);
+    let product = Product { k: K, a: &a, a_stride: HEIGHT, b: &b, narrow: false };
     let fastest = || {
         let mut tile = [0.0; HEIGHT * WIDTH];
         let mut slice = || {
             let start = Instant::now();
             for _ in 0..PRODUCTS {
-                tile::add(K, &a, HEIGHT, &b, false, &mut tile);
+                product.add_to(&mut tile);
                 std::hint::black_box(&tile);
             }
             start.elapsed().as_secs_f64()

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::kernels::gemv::{self, ROWS};
-use super::kernels::syrk;
+use super::kernels::syrk::{self, SINGLE_SUMS};
 use super::kernels::transpose::SIDE;
 use super::kernels::{panel, tile};
 use super::parallel;
@@ -25,10 +25,19 @@ const GRAM_NUMBERS: usize = 10 << 20;
 /// How the products of a Gram matrix are summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sums {
-    /// A few in f32, those sums in f64.
+    /// Up to [`SINGLE_SUMS`] in f32, those sums in f64.
     Single,
     /// In f64 throughout: exact products, half the speed.
     Double,
+}
+
+/// What one thread needs for a Gram matrix.
+#[derive(Default)]
+struct GramScratch {
+    panels: Vec<f32>,
+    rows: Vec<f32>,
+    wide: Vec<f64>,
+    single: Vec<f32>,
 }
 
 /// The half (as `syrk` lays it out) of GGᵀ.
@@ -36,22 +45,36 @@ pub fn gram(g: Gradients<'_>, sums: Sums, threads: usize) -> Vec<f64> {
     let (m, d) = (g.count(), g.dimension());
     let len = syrk::half_len(m);
     let depth = if sums == Sums::Single { syrk::DEPTH } else { syrk::DOUBLE_DEPTH };
-    let slots = slots(d, syrk::DEPTH, (GRAM_NUMBERS / len.max(1)).clamp(2, SLOTS));
-    let mut halves: Vec<_> = slots.into_iter().map(|slot| (slot, vec![0.0; len])).collect();
+    let slots = slots(d, SINGLE_SUMS, (GRAM_NUMBERS / len.max(1)).clamp(2, SLOTS));
+    let mut halves: Vec<_> = slots.into_iter().map(|slot| (slot, Vec::new())).collect();
     let mut scratch: Vec<_> = (0..threads.clamp(1, halves.len().max(1)))
-        .map(|_| (vec![0.0; panel::len(depth, m)], vec![0.0; SIDE * depth], Vec::new()))
+        .map(|_| GramScratch {
+            panels: vec![0.0; panel::len(depth, m)],
+            rows: vec![0.0; SIDE * depth],
+            ..GramScratch::default()
+        })
         .collect();
-    parallel::for_each(&mut scratch, halves.iter_mut(), |(panels, rows, wide), (slot, half)| {
+    parallel::for_each(&mut scratch, halves.iter_mut(), |scratch, (slot, half)| {
+        let GramScratch { panels, rows, wide, single } = scratch;
         for start in slot.clone().step_by(depth) {
             let k = depth.min(slot.end - start);
             let panels = &mut panels[..panel::len(k, m)];
             pack_transposed(g, start..start + k, panels, rows);
             match sums {
                 Sums::Single => {
-                    let next = start + k..slot.end.min(start + k + depth);
-                    syrk::add(m, k, panels, half, &mut g.ahead(0..m, next));
+                    let (done, end) = (start - slot.start, start + k);
+                    let next = end..slot.end.min(end + depth);
+                    single.resize(len, 0.0);
+                    let fresh = done.is_multiple_of(SINGLE_SUMS);
+                    syrk::single(m, k, panels, fresh, single, &mut g.ahead(0..m, next));
+                    if (done + k).is_multiple_of(SINGLE_SUMS) || end == slot.end {
+                        syrk::widen(single, half);
+                    }
                 }
                 Sums::Double => {
+                    // Written here, by the thread that reads them: pages that are read before they
+                    // are written are mapped twice, the second time at the cost of all threads.
+                    half.resize(len, 0.0);
                     panel::widen(panels, wide);
                     syrk::add_double(m, k, wide, half);
                 }
@@ -236,11 +259,11 @@ fn pack_transposed(g: Gradients<'_>, range: Range<usize>, panels: &mut [f32], sc
     let k = range.len();
     for first in (0..panel::strips(g.count()) * tile::WIDTH).step_by(SIDE) {
         let mut pieces = scratch.chunks_exact_mut(k);
-        let eight: [&[f32]; SIDE] = std::array::from_fn(|i| {
-            let piece = pieces.next().expect("scratch of eight pieces");
+        let some: [&[f32]; SIDE] = std::array::from_fn(|i| {
+            let piece = pieces.next().expect("scratch of sixteen pieces");
             row_or_zeros(g, first + i, range.clone(), piece)
         });
-        panel::pack_columns(eight, first, k, panels);
+        panel::pack_columns(some, first, k, panels);
     }
 }
 

@@ -4,7 +4,7 @@
 //! rows of V they give are squared and summed while still in the tile.
 
 use super::ahead::Ahead;
-use super::tile::{self, HEIGHT, Tile, WIDTH, add_squares};
+use super::tile::{HEIGHT, Product, Tile, WIDTH, add_squares};
 
 /// The length of a packed m×m lower triangle.
 pub fn packed_len(m: usize) -> usize {
@@ -37,20 +37,20 @@ pub fn column_norms(
     ahead: &mut Ahead,
 ) {
     norms.fill(0.0);
+    let strips = panels.chunks_exact((WIDTH * depth).max(1)).zip(norms.chunks_exact_mut(WIDTH));
+    let each = ahead.left().div_ceil((depth / HEIGHT).max(1) * strips.len().max(1));
     let mut tile: Tile = [0.0; HEIGHT * WIDTH];
-    let each = ahead.left().div_ceil((depth / HEIGHT).max(1));
-    let mut rest = packed;
-    for first in (0..depth).step_by(HEIGHT) {
-        ahead.ask(each);
-        let k = first + HEIGHT;
-        let (group, tail) = rest.split_at(HEIGHT * k);
-        for (strip, norms) in panels.chunks_exact(WIDTH * depth).zip(norms.chunks_exact_mut(WIDTH))
-        {
-            tile.fill(0.0);
-            tile::add(k, group, HEIGHT, strip, false, &mut tile);
+    for (strip, norms) in strips {
+        let mut rest = packed;
+        for first in (0..depth).step_by(HEIGHT) {
+            ahead.ask(each);
+            let k = first + HEIGHT;
+            let (group, tail) = rest.split_at(HEIGHT * k);
+            let (a, b) = (group, strip);
+            Product { k, a, a_stride: HEIGHT, b, narrow: false }.write_to(&mut tile);
             add_squares(&tile, norms);
+            rest = tail;
         }
-        rest = tail;
     }
 }
 

@@ -90,7 +90,7 @@ pub fn widen(panels: &[f32], wide: &mut Vec<f64>) {
     wide.extend(panels.iter().map(|&x| f64::from(x)));
 }
 
-/// Packs eight vectors of k numbers as the columns `first..first + 8` (`first` a multiple of 8).
+/// Packs sixteen vectors of k numbers as the columns `first..first + 16` (`first` a multiple of 16).
 pub fn pack_columns(columns: [&[f32]; SIDE], first: usize, k: usize, panels: &mut [f32]) {
     let strip = &mut panels[first / WIDTH * WIDTH * k..][..WIDTH * k];
     interleave(columns, k, &mut strip[first % WIDTH..], WIDTH);
@@ -123,8 +123,8 @@ mod tests {
             .collect();
         let (mut want, mut got) = (vec![f32::NAN; len(k, n)], vec![f32::NAN; len(k, n)]);
         pack(&rows, n, k, n, &mut want);
-        for (i, eight) in columns.chunks_exact(SIDE).enumerate() {
-            pack_columns(std::array::from_fn(|j| &eight[j][..]), i * SIDE, k, &mut got);
+        for (i, some) in columns.chunks_exact(SIDE).enumerate() {
+            pack_columns(std::array::from_fn(|j| &some[j][..]), i * SIDE, k, &mut got);
         }
         assert_eq!(got, want);
     }

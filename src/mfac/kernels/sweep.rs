@@ -11,7 +11,7 @@
 
 use super::panel::strips;
 use super::syrk::{at, half_len, offset};
-use super::tile::{self, HEIGHT, NARROW, WIDTH};
+use super::tile::{HEIGHT, NARROW, Product, WIDTH};
 use super::transpose::{SIDE, interleave};
 use super::vectors::{Vectors, widest};
 
@@ -97,7 +97,7 @@ fn sweep_either(block: &mut Block, diagonal: &[f32], inflation: f32, fused: bool
 }
 
 /// Indices swept together within a block.
-const FEW: usize = 4;
+const FEW: usize = 8;
 /// Their rows.
 type Few = [f32; FEW * WIDTH];
 
@@ -217,12 +217,12 @@ fn read_rows(n: usize, p: usize, half: &[f32], rows: &mut [f32]) {
 /// N·A_P· by strips for N = −A_PP⁻¹.
 fn multiply(n: usize, p: usize, inverse: &Block, rows: &[f32], swept: &mut [f32]) {
     let (k, square) = (width(n, p), WIDTH * WIDTH);
-    swept.fill(0.0);
     let strips = rows.chunks_exact(square).zip(swept.chunks_exact_mut(square)).enumerate();
     for (s, (b, out)) in strips.filter(|(s, _)| *s != p) {
         let tiles = out.chunks_exact_mut(HEIGHT * WIDTH).take(k.div_ceil(HEIGHT));
         for (t, out) in tiles.enumerate() {
-            tile::add(k, &inverse[t * HEIGHT..], WIDTH, b, width(n, s) <= NARROW, out);
+            let (a, narrow) = (&inverse[t * HEIGHT..], width(n, s) <= NARROW);
+            Product { k, a, a_stride: WIDTH, b, narrow }.write_to(out);
         }
     }
 }
@@ -240,7 +240,7 @@ fn update(n: usize, p: usize, rows: &[f32], swept: &[f32], half: &mut [f32]) {
             }
             let counted = width(n, s).min(row + HEIGHT - s * WIDTH);
             let a = &swept[row / WIDTH * square + row % WIDTH..];
-            tile::add(k, a, WIDTH, b, counted <= NARROW, out);
+            Product { k, a, a_stride: WIDTH, b, narrow: counted <= NARROW }.add_to(out);
         }
     }
 }
@@ -279,7 +279,7 @@ mod tests {
         let mut panels = vec![0.0f32; panel::len(m, n)];
         panel::pack(&g, n, m, n, &mut panels);
         let mut half = vec![0.0; half_len(n)];
-        syrk::add_single(n, m, &panels, &mut half, &mut Ahead::none());
+        syrk::single(n, m, &panels, true, &mut half, &mut Ahead::none());
         (0..n).for_each(|i| half[at(n, i, i)] += damping);
         let scaled: Vec<f32> = g.iter().map(|g| g * (m as f32).sqrt()).collect();
         (half, dense_inverse(&scaled, m, n, f64::from(damping)))

@@ -2,48 +2,54 @@
 //!
 //! H is kept in strips of 32 columns. Strip s holds, row-major, the rows from 32·s to n (rounded
 //! up to the tile's 8), so each 8×32 tile is contiguous and the strictly upper part is left out
-//! but for the corners of tiles on the diagonal, whose numbers mean nothing. Sums are in f32, in
-//! f32 for one call and in f64 over calls, or in f64 throughout.
+//! but for the corners of tiles on the diagonal, whose numbers mean nothing. Sums are in f32, those
+//! of many rows added up in f64, or in f64 throughout.
 
-use super::ahead::{self, Ahead};
+use super::ahead::Ahead;
 use super::panel::strips;
-use super::tile::{self, HALF, HEIGHT, NARROW, Tile, WIDTH};
+use super::tile::{self, HALF, HEIGHT, NARROW, Product, WIDTH};
 use super::transpose::{SIDE, interleave};
 
-/// The most rows summed in f32 before they are added to f64 sums: 32 columns of 192 rows
-/// take 24 KiB of the first-level cache.
+/// Rows of a call that make good use of the first-level cache: 32 columns of 256 rows take 32 KiB.
 pub const DEPTH: usize = 256;
-/// The rows of a call in f64, for the same reason.
+/// The same in f64.
 pub const DOUBLE_DEPTH: usize = 96;
+/// The most rows that should be summed in f32; such sums are added up in f64 ([`widen`]).
+pub const SINGLE_SUMS: usize = 2048;
 
 /// The length of the half of an n×n matrix.
 pub fn half_len(n: usize) -> usize {
     offset(n, strips(n))
 }
 
-/// H += PᵀP for the k×n matrix P in `panels`: products are summed in f32, then added to H in f64;
-/// callers keep k at [`DEPTH`] or below, which bounds the error by the rounding of that sum.
-pub fn add(n: usize, k: usize, panels: &[f32], half: &mut [f64], ahead: &mut Ahead) {
-    let mut product: Tile = [0.0; HEIGHT * WIDTH];
+/// H = PᵀP for the k×n matrix P in `panels`, or H += PᵀP unless `fresh`, in f32. What the halves
+/// hold is not read if `fresh`.
+pub fn single(
+    n: usize,
+    k: usize,
+    panels: &[f32],
+    fresh: bool,
+    half: &mut [f32],
+    ahead: &mut Ahead,
+) {
     let each = ahead.left().div_ceil(tiles(n).max(1));
     for_each_tile(n, half, |tile, out| {
         ahead.ask(each);
         let (a, b) = tile.operands(k, panels);
-        ahead::soon(out);
-        product.fill(0.0);
-        tile::add(k, a, WIDTH, b, tile.width <= NARROW, &mut product);
-        tile::accumulate(&product, out);
+        let product = Product { k, a, a_stride: WIDTH, b, narrow: tile.width <= NARROW };
+        match fresh {
+            true => product.write_to(out),
+            false => product.add_to(out),
+        }
     });
 }
 
-/// H += PᵀP in f32 throughout.
-pub fn add_single(n: usize, k: usize, panels: &[f32], half: &mut [f32], ahead: &mut Ahead) {
-    let each = ahead.left().div_ceil(tiles(n).max(1));
-    for_each_tile(n, half, |tile, out| {
-        ahead.ask(each);
-        let (a, b) = tile.operands(k, panels);
-        tile::add(k, a, WIDTH, b, tile.width <= NARROW, out);
-    });
+/// Adds sums in f32 to those in f64, none yet if `half` is empty.
+pub fn widen(single: &[f32], half: &mut Vec<f64>) {
+    match half.is_empty() {
+        true => half.extend(single.iter().map(|&s| f64::from(s))),
+        false => half.iter_mut().zip(single).for_each(|(h, &s)| *h += f64::from(s)),
+    }
 }
 
 /// H += PᵀP in f64 throughout, exact products of f32 numbers: half the speed.
@@ -127,13 +133,13 @@ pub fn mirror(n: usize, half: &[f32], out: &mut [f32]) {
             let own = end.min(i + 1);
             out[i * n + first..i * n + own].copy_from_slice(&line(i)[..own - first]);
         }
-        // Eight rows at a time below the corner; in it and at the end one by one.
-        let eights = (n - end) / SIDE;
-        for i in (0..eights).map(|e| end + e * SIDE) {
+        // Sixteen rows at a time below the corner; in it and at the end one by one.
+        let wholes = (n - end) / SIDE;
+        for i in (0..wholes).map(|w| end + w * SIDE) {
             let lines = std::array::from_fn(|r| line(i + r));
             interleave(lines, end - first, &mut out[first * n + i..], n);
         }
-        for i in (first..end).chain(end + eights * SIDE..n) {
+        for i in (first..end).chain(end + wholes * SIDE..n) {
             for j in first..end.min(i) {
                 out[j * n + i] = strip[(i - first) * WIDTH + j - first];
             }
@@ -152,7 +158,7 @@ pub fn offset(n: usize, s: usize) -> usize {
 mod tests {
     use super::*;
     use crate::mfac::kernels::panel;
-    use crate::mfac::tolerance::{Rng, assert_exact, assert_rounding, gram_columns, widen};
+    use crate::mfac::tolerance::{self, Rng, assert_exact, assert_rounding, gram_columns};
 
     #[test]
     fn halves_match_a_dense_product_at_odd_sizes() {
@@ -161,22 +167,26 @@ mod tests {
             let rows = rng.normals(n * k);
             let mut panels = vec![0.0; panel::len(k, n)];
             panel::pack(&rows, n, k, n, &mut panels);
-            let (mut half, mut single) = (vec![0.0; half_len(n)], vec![0.0; half_len(n)]);
+            let (mut half, mut one) = (Vec::new(), vec![f32::NAN; half_len(n)]);
             let mut wide = Vec::new();
             panel::widen(&panels, &mut wide);
-            add(n, k, &panels, &mut half, &mut Ahead::none());
+            single(n, k, &panels, true, &mut one, &mut Ahead::none());
+            widen(&one, &mut half);
+            widen(&one, &mut half);
             add_double(n, k, &wide, &mut half);
-            add_single(n, k, &panels, &mut single, &mut Ahead::none());
             let (mut got, want) = (vec![f64::NAN; n * n], gram_columns(&rows, k, n));
-            expand(n, &single, 1.0, &mut got);
+            expand(n, &one, 1.0, &mut got);
             assert_rounding(&got, &want, k);
             let mut both = vec![f32::NAN; n * n];
-            mirror(n, &single, &mut both);
-            assert_exact(&widen(&both), &got);
-            expand(n, &half, 0.5, &mut got);
+            mirror(n, &one, &mut both);
+            assert_exact(&tolerance::widen(&both), &got);
+            single(n, k, &panels, false, &mut one, &mut Ahead::none());
+            expand(n, &one, 0.5, &mut got);
+            assert_rounding(&got, &want, k);
+            expand(n, &half, 1.0 / 3.0, &mut got);
             assert_rounding(&got, &want, k);
             for (i, j) in (0..n).flat_map(|i| (0..n).map(move |j| (i, j))) {
-                assert_eq!(0.5 * get(n, &half, i, j), got[i * n + j]);
+                assert_eq!(1.0 / 3.0 * get(n, &half, i, j), got[i * n + j]);
             }
         }
     }

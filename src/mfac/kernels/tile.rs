@@ -22,58 +22,76 @@ pub const HALF: usize = 16;
 /// The tile, row-major.
 pub type Tile = [f32; HEIGHT * WIDTH];
 
-/// `sums[i·32 + j] += Σ_{l<k} a[l·a_stride + i] · b[l·32 + j]` in order of l, for the first 16
-/// columns only if `narrow`.
-///
-/// Panics when `a` or `b` is too short, and unless there are 256 sums.
-#[inline]
-pub fn add(k: usize, a: &[f32], a_stride: usize, b: &[f32], narrow: bool, sums: &mut [f32]) {
-    add_by(Vectors::here(), k, a, a_stride, b, narrow, sums);
+/// The tile Σ_{l<k} a_l b_lᵀ, summed in order of l: element (i, j) of a term is
+/// `a[l·a_stride + i] · b[l·32 + j]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    pub k: usize,
+    pub a: &'a [f32],
+    pub a_stride: usize,
+    pub b: &'a [f32],
+    /// Only the first 16 columns; the others are left as they are.
+    pub narrow: bool,
 }
 
-#[inline]
-fn add_by(
-    vectors: Vectors,
-    k: usize,
-    a: &[f32],
-    a_stride: usize,
-    b: &[f32],
-    narrow: bool,
-    sums: &mut [f32],
-) {
-    let sums: &mut Tile = sums.try_into().expect("a tile has 256 sums");
-    if k == 0 {
-        return;
+impl Product<'_> {
+    /// Adds the tile to `sums`. Panics when `a` or `b` is too short, and unless there are 256 sums.
+    #[inline]
+    pub fn add_to(&self, sums: &mut [f32]) {
+        self.run(Vectors::here(), false, sums);
     }
-    assert!(a.len() >= (k - 1) * a_stride + HEIGHT && b.len() >= k * WIDTH);
-    let columns = if narrow { NARROW } else { WIDTH };
-    match vectors {
-        #[cfg(target_arch = "x86_64")]
-        Vectors::Avx512 => {
-            let (a, b, sums) = (a.as_ptr(), b.as_ptr(), sums.as_mut_ptr());
-            // SAFETY: the processor has the features, k > 0, the assertion above covers every
-            // element that the k steps read, and the tile those written.
-            unsafe {
-                match narrow {
-                    true => vector::avx512_narrow(k, a, a_stride * 4, b, sums),
-                    false => vector::avx512(k, a, a_stride * 4, b, sums),
+
+    /// Writes the tile to `out`. Panics as [`Product::add_to`] does.
+    #[inline]
+    pub fn write_to(&self, out: &mut [f32]) {
+        self.run(Vectors::here(), true, out);
+    }
+
+    /// Adds to `sums`, or to zeros if `fresh`.
+    #[inline]
+    fn run(&self, vectors: Vectors, fresh: bool, sums: &mut [f32]) {
+        let Product { k, a, a_stride, b, narrow } = *self;
+        let sums: &mut Tile = sums.try_into().expect("a tile has 256 sums");
+        let columns = if narrow { NARROW } else { WIDTH };
+        if k == 0 {
+            if fresh {
+                sums.chunks_exact_mut(WIDTH).for_each(|row| row[..columns].fill(0.0));
+            }
+            return;
+        }
+        assert!(a.len() >= (k - 1) * a_stride + HEIGHT && b.len() >= k * WIDTH);
+        match vectors {
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx512 => {
+                let (a, b, sums) = (a.as_ptr(), b.as_ptr(), sums.as_mut_ptr());
+                // SAFETY: the processor has the features, k > 0, the assertion above covers every
+                // element that the k steps read, and the tile those written.
+                unsafe {
+                    match narrow {
+                        true => vector::avx512_narrow(k, a, a_stride * 4, b, sums, fresh),
+                        false => vector::avx512(k, a, a_stride * 4, b, sums, fresh),
+                    }
                 }
             }
-        }
-        #[cfg(target_arch = "x86_64")]
-        Vectors::Avx2 => {
-            for (i, j) in parts(4, 16, columns) {
-                let (a, b) = (a[i..].as_ptr(), b[j..].as_ptr());
-                let sums = sums[i * WIDTH + j..].as_mut_ptr();
-                // SAFETY: as above; the part begins at row i and column j and lies in the tile.
-                unsafe { vector::avx2(k, a, a_stride * 4, b, sums) };
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2 => {
+                for (i, j) in parts(4, 16, columns) {
+                    let (a, b) = (a[i..].as_ptr(), b[j..].as_ptr());
+                    let sums = sums[i * WIDTH + j..].as_mut_ptr();
+                    // SAFETY: as above; the part begins at row i and column j and lies in the tile.
+                    unsafe { vector::avx2(k, a, a_stride * 4, b, sums, fresh) };
+                }
             }
-        }
-        _ => {
-            for l in 0..k {
-                let (a, b) = (&a[l * a_stride..][..HEIGHT], &b[l * WIDTH..][..columns]);
-                for (sum, &a) in sums.chunks_exact_mut(WIDTH).zip(a) {
-                    sum.iter_mut().zip(b).for_each(|(s, &b)| *s += a * b);
+            _ => {
+                for (i, sums) in sums.chunks_exact_mut(WIDTH).enumerate() {
+                    let sums = &mut sums[..columns];
+                    if fresh {
+                        sums.fill(0.0);
+                    }
+                    for l in 0..k {
+                        let (a, b) = (a[l * a_stride + i], &b[l * WIDTH..][..columns]);
+                        sums.iter_mut().zip(b).for_each(|(s, &b)| *s += a * b);
+                    }
                 }
             }
         }
@@ -103,7 +121,7 @@ fn add_double_by(vectors: Vectors, k: usize, a: &[f64], b: &[f64], first: usize,
             let (b, sums) = (b[first..].as_ptr(), sums[first..].as_mut_ptr());
             // SAFETY: the processor has the features, k > 0, and the assertions above cover every
             // element read and written: 16 of the 32 columns of b and of the sums.
-            unsafe { vector::avx512_double(k, a.as_ptr(), WIDTH * 8, b, sums) };
+            unsafe { vector::avx512_double(k, a.as_ptr(), WIDTH * 8, b, sums, false) };
         }
         #[cfg(target_arch = "x86_64")]
         Vectors::Avx2 => {
@@ -111,7 +129,7 @@ fn add_double_by(vectors: Vectors, k: usize, a: &[f64], b: &[f64], first: usize,
                 let (a, b) = (a[i..].as_ptr(), b[first + j..].as_ptr());
                 let sums = sums[i * WIDTH + first + j..].as_mut_ptr();
                 // SAFETY: as above; the part begins at row i and column j and lies in the half.
-                unsafe { vector::avx2_double(k, a, WIDTH * 8, b, sums) };
+                unsafe { vector::avx2_double(k, a, WIDTH * 8, b, sums, false) };
             }
         }
         _ => {
@@ -130,24 +148,6 @@ fn add_double_by(vectors: Vectors, k: usize, a: &[f64], b: &[f64], first: usize,
 fn parts(height: usize, width: usize, columns: usize) -> impl Iterator<Item = (usize, usize)> {
     let rows = (0..HEIGHT).step_by(height);
     rows.flat_map(move |i| (0..columns).step_by(width).map(move |j| (i, j)))
-}
-
-/// `sum[i] += tile[i]`, in f64.
-#[inline]
-pub fn accumulate(tile: &Tile, sum: &mut [f64]) {
-    let sum: &mut [f64; HEIGHT * WIDTH] = sum.try_into().expect("a tile has 256 sums");
-    accumulate_widest(tile, sum);
-}
-
-widest! {
-    fn accumulate_widest(tile: &Tile, sum: &mut [f64; HEIGHT * WIDTH]) = accumulate_any;
-}
-
-#[inline(always)]
-fn accumulate_any(tile: &Tile, sum: &mut [f64; HEIGHT * WIDTH]) {
-    for (s, &t) in sum.iter_mut().zip(tile) {
-        *s += f64::from(t);
-    }
 }
 
 /// `norms[j] += Σ_i tile[i·32 + j]²`: a sum of eight in f32, the rest in f64.
@@ -171,14 +171,14 @@ fn add_squares_any(tile: &Tile, norms: &mut [f64; WIDTH]) {
 }
 
 /// The tiles in assembly: `k` steps over `a` (`a_step` bytes apart) and `b` (rows of 32 numbers),
-/// added to `out` (rows of 32 numbers).
+/// added to `out` (rows of 32 numbers), or to zeros if `fresh`.
 #[cfg(target_arch = "x86_64")]
 mod vector {
     /// A kernel `name` for numbers of a type whose rows of 32 take `row` bytes. It multiplies the
     /// vectors of `b` by one number of `a` after another, in register `one`, and adds them to the
     /// vectors of that row of `out`; registers come with what they hold, by its offset in bytes.
     macro_rules! kernel {
-        ($name:ident: $features:tt, $number:ty, $row:tt, $broadcast:tt, $multiply:tt, one $one:tt,
+        ($name:ident: $features:tt, $number:ty, $row:tt, $clear:tt, $broadcast:tt, $multiply:tt, one $one:tt,
          b $($b:tt at $b_offset:tt),+;
          $(a $a_offset:tt: $($sum:tt += $by:tt at $offset:tt),+;)+) => {
             /// # Safety
@@ -191,13 +191,19 @@ mod vector {
                 a_step: usize,
                 b: *const $number,
                 out: *mut $number,
+                fresh: bool,
             ) {
                 // SAFETY: the loop runs k > 0 times and reads at a and b what the caller vouched
                 // for; `out` holds what is loaded and stored there. Every register written is
                 // declared.
                 unsafe {
                     std::arch::asm!(
+                        "test {fresh:e}, {fresh:e}",
+                        "jnz 3f",
                         $($(concat!("vmovups ", $sum, ", [{out} + ", $offset, "]"),)+)+
+                        "jmp 2f",
+                        "3:",
+                        $($(concat!($clear, " ", $sum, ", ", $sum, ", ", $sum),)+)+
                         "2:",
                         $(concat!("vmovups ", $b, ", [{b} + ", $b_offset, "]"),)+
                         $(
@@ -214,6 +220,7 @@ mod vector {
                         k = inout(reg) k => _,
                         step = in(reg) a_step,
                         out = in(reg) out,
+                        fresh = in(reg) u32::from(fresh),
                         $($(out($sum) _,)+)+
                         $(out($b) _,)+
                         out($one) _,
@@ -224,7 +231,7 @@ mod vector {
         };
     }
 
-    kernel!(avx512: "avx512f", f32, 128, "vbroadcastss", "vfmadd231ps", one "zmm18",
+    kernel!(avx512: "avx512f", f32, 128, "vpxord", "vbroadcastss", "vfmadd231ps", one "zmm18",
         b "zmm16" at 0, "zmm17" at 64;
         a 0: "zmm0" += "zmm16" at 0, "zmm1" += "zmm17" at 64;
         a 4: "zmm2" += "zmm16" at 128, "zmm3" += "zmm17" at 192;
@@ -235,7 +242,7 @@ mod vector {
         a 24: "zmm12" += "zmm16" at 768, "zmm13" += "zmm17" at 832;
         a 28: "zmm14" += "zmm16" at 896, "zmm15" += "zmm17" at 960;);
 
-    kernel!(avx512_narrow: "avx512f", f32, 128, "vbroadcastss", "vfmadd231ps", one "zmm9",
+    kernel!(avx512_narrow: "avx512f", f32, 128, "vpxord", "vbroadcastss", "vfmadd231ps", one "zmm9",
         b "zmm8" at 0;
         a 0: "zmm0" += "zmm8" at 0;
         a 4: "zmm1" += "zmm8" at 128;
@@ -246,7 +253,7 @@ mod vector {
         a 24: "zmm6" += "zmm8" at 768;
         a 28: "zmm7" += "zmm8" at 896;);
 
-    kernel!(avx512_double: "avx512f", f64, 256, "vbroadcastsd", "vfmadd231pd", one "zmm18",
+    kernel!(avx512_double: "avx512f", f64, 256, "vpxord", "vbroadcastsd", "vfmadd231pd", one "zmm18",
         b "zmm16" at 0, "zmm17" at 64;
         a 0: "zmm0" += "zmm16" at 0, "zmm1" += "zmm17" at 64;
         a 8: "zmm2" += "zmm16" at 256, "zmm3" += "zmm17" at 320;
@@ -257,14 +264,14 @@ mod vector {
         a 48: "zmm12" += "zmm16" at 1536, "zmm13" += "zmm17" at 1600;
         a 56: "zmm14" += "zmm16" at 1792, "zmm15" += "zmm17" at 1856;);
 
-    kernel!(avx2: "avx2,fma", f32, 128, "vbroadcastss", "vfmadd231ps", one "ymm10",
+    kernel!(avx2: "avx2,fma", f32, 128, "vxorps", "vbroadcastss", "vfmadd231ps", one "ymm10",
         b "ymm8" at 0, "ymm9" at 32;
         a 0: "ymm0" += "ymm8" at 0, "ymm1" += "ymm9" at 32;
         a 4: "ymm2" += "ymm8" at 128, "ymm3" += "ymm9" at 160;
         a 8: "ymm4" += "ymm8" at 256, "ymm5" += "ymm9" at 288;
         a 12: "ymm6" += "ymm8" at 384, "ymm7" += "ymm9" at 416;);
 
-    kernel!(avx2_double: "avx2,fma", f64, 256, "vbroadcastsd", "vfmadd231pd", one "ymm10",
+    kernel!(avx2_double: "avx2,fma", f64, 256, "vxorps", "vbroadcastsd", "vfmadd231pd", one "ymm10",
         b "ymm8" at 0, "ymm9" at 32;
         a 0: "ymm0" += "ymm8" at 0, "ymm1" += "ymm9" at 32;
         a 8: "ymm2" += "ymm8" at 256, "ymm3" += "ymm9" at 288;
@@ -296,13 +303,18 @@ mod tests {
             };
             let want = sum(&a, stride);
             let mut tile = [0.0; HEIGHT * WIDTH];
-            add_by(vectors, k, &a, stride, &b, false, &mut tile);
-            let mut sums = vec![0.5; HEIGHT * WIDTH];
-            accumulate(&tile, &mut sums);
-            sums.iter_mut().for_each(|s| *s -= 0.5);
-            assert_rounding(&sums, &want, k);
-            tile.fill(0.0);
-            add_by(vectors, k, &a, stride, &b, true, &mut tile);
+            let mut product = Product { k, a: &a, a_stride: stride, b: &b, narrow: false };
+            product.run(vectors, false, &mut tile);
+            assert_rounding(&widen(&tile), &want, k);
+            tile.fill(f32::NAN);
+            product.run(vectors, true, &mut tile);
+            assert_rounding(&widen(&tile), &want, k);
+            for row in tile.chunks_exact_mut(WIDTH) {
+                row[..NARROW].fill(f32::NAN);
+                row[NARROW..].fill(0.0);
+            }
+            product.narrow = true;
+            product.run(vectors, true, &mut tile);
             for (row, want) in tile.chunks_exact(WIDTH).zip(want.chunks_exact(WIDTH)) {
                 assert_rounding(&widen(&row[..NARROW]), &want[..NARROW], k);
                 assert_eq!(row[NARROW..], [0.0; WIDTH - NARROW]);
@@ -330,6 +342,7 @@ mod tests {
     #[test]
     #[should_panic]
     fn short_operands_are_refused() {
-        add(2, &[0.0; 16], 16, &[0.0; 64], false, &mut [0.0; 256]);
+        let (a, b) = (&[0.0; 16], &[0.0; 64]);
+        Product { k: 2, a, a_stride: 16, b, narrow: false }.add_to(&mut [0.0; 256]);
     }
 }
