@@ -210,7 +210,7 @@ impl<'a> Fixed<'a> {
         let wide: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
         let mut factors = vec![0.0; count * m];
         let scratch = &mut passes::Scratch::default();
-        passes::products(self.gradients, &wide, &mut factors, scratch, threads);
+        passes::products(self.gradients, &wide, &mut factors, scratch, || (), threads);
         dense::solve(&self.factor, m, &mut factors);
         let (per_gradient, inverse) = (1.0 / m.max(1) as f64, 1.0 / self.damping);
         passes::combine(self.gradients, &factors, range, out, threads, |v, columns, sums, out| {

@@ -124,12 +124,14 @@ impl Scratch {
     }
 }
 
-/// `out[v·m + i] = Σ_j G_ij x_v[j]` for each of the vectors (d numbers each) in `x`.
+/// `out[v·m + i] = Σ_j G_ij x_v[j]` for each of the vectors (d numbers each) in `x`; `beside` is
+/// called meanwhile.
 pub fn products(
     g: Gradients<'_>,
     x: &[f64],
     out: &mut [f64],
     scratch: &mut Scratch,
+    beside: impl FnOnce() + Send,
     threads: usize,
 ) {
     let (m, d) = (g.count(), g.dimension());
@@ -138,7 +140,8 @@ pub fn products(
     scratch.prepare(g, count, threads);
     let Scratch { partial, pieces, crew, .. } = scratch;
     let threads = pieces.len().min(partial.len().max(1));
-    parallel::for_each_by(crew, &mut pieces[..threads], partial.iter_mut(), |_, (slot, sums)| {
+    let pieces = &mut pieces[..threads];
+    parallel::for_each_beside(crew, pieces, beside, partial.iter_mut(), |_, (slot, sums)| {
         for start in slot.clone().step_by(PIECE) {
             let piece = start..slot.end.min(start + PIECE);
             for first in (0..m).step_by(ROWS) {

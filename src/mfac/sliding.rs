@@ -161,8 +161,7 @@ impl Sliding {
     pub fn replace(&mut self, index: usize, gradient: &[f32], threads: usize) -> Result<()> {
         let row = self.ages[index];
         self.store.set_row(row, gradient)?;
-        self.remove(index);
-        self.join(row, threads);
+        self.join(row, Some(index), threads);
         Ok(())
     }
 
@@ -172,7 +171,7 @@ impl Sliding {
         scratch.x.extend(x.iter().map(|&x| f64::from(x)));
         scratch.products.resize(self.capacity(), 0.0);
         let Scratch { x, products, passes, .. } = &mut scratch;
-        passes::products(self.store.all(), x, products, passes, threads);
+        passes::products(self.store.all(), x, products, passes, || (), threads);
         self.finish(&mut scratch, out, threads);
     }
 
@@ -286,31 +285,36 @@ impl Sliding {
             false => free_row(&self.ages),
         };
         self.store.set_row(row, gradient)?;
-        if full {
-            self.remove(0);
-        }
-        self.join(row, threads);
+        self.join(row, full.then_some(0), threads);
         Ok(())
     }
 
-    /// Makes the gradient that is stored in `row` the newest; leaves it and Gg in the scratch.
-    fn join(&mut self, row: usize, threads: usize) {
+    /// Makes the gradient that is stored in `row` the newest, in place of the one of age `leaver`;
+    /// leaves it and Gg in the scratch.
+    ///
+    /// The factor forgets the one while G is multiplied by the other: both wait for memory.
+    fn join(&mut self, row: usize, leaver: Option<usize>, threads: usize) {
         let (m, d) = (self.capacity(), self.store.dimension());
-        let Scratch { x, row: stored, products, aged, passes, .. } =
-            &mut **self.scratch.get_or_insert_default();
+        let Sliding { store, ages, gram, damping, factor, scratch } = self;
+        let Scratch { x, row: stored, products, aged, rotations, passes, .. } =
+            &mut **scratch.get_or_insert_default();
         stored.resize(d, 0.0);
         x.clear();
-        x.extend(self.store.all().row(row, 0..d, stored).iter().map(|&x| f64::from(x)));
+        x.extend(store.all().row(row, 0..d, stored).iter().map(|&x| f64::from(x)));
         products.resize(m, 0.0);
-        passes::products(self.store.all(), x, products, passes, threads);
+        let forget = || leaver.into_iter().for_each(|age| factor.remove(age, rotations));
+        passes::products(store.all(), x, products, passes, forget, threads);
+        if let Some(age) = leaver {
+            ages.remove(age);
+        }
         for (other, &product) in products.iter().enumerate() {
-            self.gram[row * m + other] = product;
-            self.gram[other * m + row] = product;
+            gram[row * m + other] = product;
+            gram[other * m + row] = product;
         }
         aged.clear();
-        aged.extend(self.ages.iter().map(|&other| products[other]));
-        self.factor.append(aged, products[row], self.damping * m as f64);
-        self.ages.push(row);
+        aged.extend(ages.iter().map(|&other| products[other]));
+        factor.append(aged, products[row], *damping * m as f64);
+        ages.push(row);
     }
 
     /// (x − Gᵀ K⁻¹ p)/λ for the x of the scratch and its p = Gx by rows of the store.
