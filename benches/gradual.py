@@ -41,10 +41,10 @@ class Bench:
         prune = ["prune", MODEL, "--calibration", DATA, "--sparsity", sparsity]
         tuning = ["--optimizer", a.optimizer] + (["--learning-rate", a.learning_rate] if a.learning_rate else [])
         gradual, gradual_s = self.hone(*prune, "--schedule", "gradual", "--steps", a.steps, "--tune-steps",
-                                       a.tune_steps, *tuning, "--output", out)
+                                       a.tune_steps, "--final-steps", a.final_steps, *tuning, "--output", out)
         once, once_s = self.hone(*prune, "--output", pruned)
         tuned, tuned_s = self.hone("finetune", pruned, "--data", DATA, "--distill", MODEL, "--steps",
-                                   a.steps * a.tune_steps, *tuning, "--output", out)
+                                   a.total, *tuning, "--output", out)
         values = (once["evaluation"]["pruned"], tuned["evaluation"]["after"], gradual["evaluation"]["pruned"])
         before, after, steps = (f"{100 * v['accuracy']:.2f}" for v in values)
         return (f"| {100 * sparsity:g} % | {before} | {after} | **{steps}** | {once_s + tuned_s:.0f} s | "
@@ -56,12 +56,14 @@ def main():
     p.add_argument("hone", help="the program")
     p.add_argument("--sparsity", nargs="*", type=float, default=[0.9, 0.95, 0.98])
     p.add_argument("--steps", type=int, default=4, help="pruning steps")
-    p.add_argument("--tune-steps", type=int, default=48, help="training steps after each")
+    p.add_argument("--tune-steps", type=int, default=16, help="training steps after each but the last")
+    p.add_argument("--final-steps", type=int, default=128, help="training steps after the last")
     p.add_argument("--optimizer", default="mfac", choices=["mfac", "adam", "sgd"])
     p.add_argument("--learning-rate", type=float, help="the usual one of the optimizer by default")
     p.add_argument("--threads", type=int, default=0)
     a = p.parse_args()
-    print(f"{a.steps} x {a.tune_steps} training steps of 64 samples, {a.optimizer}\n")
+    a.total = (a.steps - 1) * a.tune_steps + a.final_steps
+    print(f"{a.steps - 1} x {a.tune_steps} + {a.final_steps} training steps of 64 samples, {a.optimizer}\n")
     print("| zeros | in one go | fine-tuned | gradual | seconds, one go + fine-tuning | seconds, gradual |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

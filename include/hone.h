@@ -576,9 +576,10 @@ typedef struct {
     uint32_t reserved;
     /// Who hears of the progress.
     hone_observer observer;
-    /// Gradual: how often each sample is seen after each step; 0 means 3.
+    /// Gradual: how often each sample is seen after each step but the last; 0 means 1.
     double tune_epochs;
-    /// Gradual: training steps after each pruning step; 0 means what the epochs come to.
+    /// Gradual: training steps after each pruning step but the last; 0 means what the epochs come
+    /// to.
     uint64_t tune_steps;
     /// Gradual: η at its peak, from which it falls to 0 along a cosine after each step; 0 means
     /// 0.004 for M-FAC and 0.001 for Adam and SGD.
@@ -603,6 +604,11 @@ typedef struct {
     uint32_t optimizer;
     /// Gradual: a `hone_loss`.
     uint32_t loss;
+    /// Gradual: how often each sample is seen after the last step; 0 means 8 times as often, or
+    /// as many steps, as after another.
+    double final_epochs;
+    /// Gradual: training steps after the last pruning step; 0 means what the epochs come to.
+    uint64_t final_steps;
 } hone_prune_options;
 
 /// How to fine-tune. Zero means default.

@@ -201,6 +201,7 @@ fn a_gradual_run_reaches_its_sparsity_in_steps() {
         (&gradual["tuning"]["steps"], &gradual["tuning"]["distill_weight"]),
         (&3.into(), &0.5.into())
     );
+    assert_eq!(gradual["final_steps"], 24, "eight times as many by default");
     for (j, step) in (1..).zip(steps) {
         let want = 1.0 - 0.2f64.powf(f64::from(j) / 3.0);
         assert!((step["sparsity"].as_f64().unwrap() - want).abs() < 1e-4, "{step}");
@@ -251,8 +252,11 @@ fn a_gradual_run_reaches_its_sparsity_in_steps() {
         "adam",
         "--ramp",
         "cubic",
+        "--final-steps",
+        "2",
     ]);
     let gradual = &json["gradual"];
+    assert_eq!((&gradual["tuning"]["steps"], &gradual["final_steps"]), (&3.into(), &2.into()));
     assert_eq!(gradual["tuning"]["distill_weight"], 1.0, "there are no labels to learn from");
     let step = &gradual["steps"][0];
     assert!((step["sparsity"].as_f64().unwrap() - 0.8 * (1.0 - 8.0 / 27.0)).abs() < 1e-4, "{step}");
@@ -294,7 +298,7 @@ fn a_gradual_run_that_was_stopped_goes_on_to_the_same_bytes() {
     let (whole, out) = (folder.path("whole.onnx"), folder.path("o.onnx"));
     let (kept, log) = (folder.path("run"), folder.path("log"));
     let state = text(&kept);
-    let long = ["--tune-steps", "12"];
+    let long = ["--tune-steps", "12", "--final-steps", "16"];
     let (done, said) = folder.gradual(MODEL, &whole, &[&long, &["--threads", "1"]]);
     assert!(done, "{said}");
     let resumable = [&long[..], &["--checkpoint", &state, "--checkpoint-every", "5"]].concat();
@@ -348,6 +352,8 @@ fn gradual_options_that_make_no_sense_are_named_before_any_work() {
         (&["--ramp", "steep"], "geometric or cubic"),
         (&["--steps", "0"], "--steps"),
         (&["--tune-epochs", "2"], "cannot be used with"),
+        (&["--final-epochs", "0"], "--final-epochs 0 is not a positive number"),
+        (&["--final-epochs", "2", "--final-steps", "2"], "cannot be used with"),
         (&["--learning-rate=-1"], "learning rate"),
         (&["--distill-weight", "2"], "share must be from 0 to 1"),
         (&["--loss", "mse"], "float `targets`"),

@@ -165,9 +165,10 @@ pub struct hone_prune_options {
     pub reserved: u32,
     /// Who hears of the progress.
     pub observer: hone_observer,
-    /// Gradual: how often each sample is seen after each step; 0 means 3.
+    /// Gradual: how often each sample is seen after each step but the last; 0 means 1.
     pub tune_epochs: f64,
-    /// Gradual: training steps after each pruning step; 0 means what the epochs come to.
+    /// Gradual: training steps after each pruning step but the last; 0 means what the epochs come
+    /// to.
     pub tune_steps: u64,
     /// Gradual: η at its peak, from which it falls to 0 along a cosine after each step; 0 means
     /// 0.004 for M-FAC and 0.001 for Adam and SGD.
@@ -192,6 +193,11 @@ pub struct hone_prune_options {
     pub optimizer: u32,
     /// Gradual: a `hone_loss`.
     pub loss: u32,
+    /// Gradual: how often each sample is seen after the last step; 0 means 8 times as often, or
+    /// as many steps, as after another.
+    pub final_epochs: f64,
+    /// Gradual: training steps after the last pruning step; 0 means what the epochs come to.
+    pub final_steps: u64,
 }
 
 // SAFETY: plain data of C without padding that starts with its size.
@@ -335,6 +341,8 @@ unsafe fn gradual(
         let set = [
             ("tune_epochs", o.tune_epochs != 0.0),
             ("tune_steps", o.tune_steps != 0),
+            ("final_epochs", o.final_epochs != 0.0),
+            ("final_steps", o.final_steps != 0),
             ("learning_rate", o.learning_rate != 0.0),
             ("distill_weight", o.distill_weight != 0.0),
             ("checkpoint", !o.checkpoint.is_null()),
@@ -358,10 +366,16 @@ unsafe fn gradual(
     if o.steps > 1000 {
         return Err(hone_error::argument(format!("`steps` is {}, more than 1000", o.steps)));
     }
-    let epochs = or(o.tune_epochs, 3.0);
-    if !(epochs > 0.0 && epochs.is_finite()) {
-        return Err(hone_error::argument(format!("`tune_epochs` is {epochs}, no positive number")));
-    }
+    let length = |name: &str, steps: u64, epochs: f64| {
+        if !(epochs >= 0.0 && epochs.is_finite()) {
+            return Err(hone_error::argument(format!("`{name}` is {epochs}, no positive number")));
+        }
+        let (steps, epochs) = (Some(steps).filter(|s| *s > 0), Some(epochs).filter(|e| *e > 0.0));
+        Ok(Length::given(steps, epochs))
+    };
+    let others = length("tune_epochs", o.tune_steps, o.tune_epochs)?;
+    let others = others.unwrap_or(Length::Epochs(Gradual::EPOCHS));
+    let last = length("final_epochs", o.final_steps, o.final_epochs)?;
     let kinds = [Kind::MFAC, Kind::Sgd, Kind::Adam];
     let kind = choose(o.optimizer, "hone_optimizer_method", &kinds)?;
     let losses = [None, Some(Loss::CrossEntropy), Some(Loss::SquaredError)];
@@ -392,7 +406,8 @@ unsafe fn gradual(
     Ok(Some(Gradual {
         steps: or(o.steps, 4) as usize,
         ramp: choose(o.ramp, "hone_ramp", &[Ramp::Geometric, Ramp::Cubic])?,
-        length: if o.tune_steps > 0 { Length::Steps(o.tune_steps) } else { Length::Epochs(epochs) },
+        length: others,
+        final_length: last.unwrap_or_else(|| others.times(Gradual::LAST)),
         tuning,
         // SAFETY: the header asks for a string or NULL.
         checkpoint: unsafe { optional_path(o.checkpoint, "checkpoint") }?,

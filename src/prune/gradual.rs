@@ -32,8 +32,11 @@ pub struct Gradual {
     pub steps: usize,
     /// How sparsity rises from step to step.
     pub ramp: Ramp,
-    /// How long is trained after each step.
+    /// How long is trained after each step but the last.
     pub length: Length,
+    /// How long is trained after the last step: what is left then is what the run is for, so most
+    /// of the training belongs here ([`Gradual::LAST`] times the others by default).
+    pub final_length: Length,
     /// How is trained, by the labels of the samples and by the dense model, whose share is left to
     /// [`Gradual::tuning_for`] where there is no [`TuneOptions::distillation`]. The seed is that of
     /// [`Options`] and differs from step to step.
@@ -47,6 +50,10 @@ pub struct Gradual {
 impl Gradual {
     /// The dense model has half a share in the loss and the labels the other: the default.
     pub const HALF: Distillation = Distillation { temperature: 2.0, weight: 0.5 };
+    /// How often each sample is seen after each step but the last: the default.
+    pub const EPOCHS: f64 = 1.0;
+    /// How much longer is trained after the last step than after another: the default.
+    pub const LAST: u64 = 8;
 
     /// Removes the checkpoint of a run that is over and whose result is safe.
     pub fn end(&self) {
@@ -56,14 +63,16 @@ impl Gradual {
         }
     }
 
-    /// How is trained on these samples: without labels the dense model alone is learned from.
+    /// How is trained on these samples after each step but the last, and after the last: without
+    /// labels the dense model alone is learned from.
     ///
-    /// Error of kind `Usage` where no step would be taken.
-    pub fn tuning_for(&self, samples: &Samples) -> Result<TuneOptions> {
-        let mut tuning = self.length.fit(&self.tuning, samples.rows())?;
+    /// Error of kind `Usage` where no training step would be taken.
+    pub fn tuning_for(&self, samples: &Samples) -> Result<[TuneOptions; 2]> {
+        let mut tuning = self.tuning.clone();
         let weight = if samples.labels().is_some() { Self::HALF.weight } else { 1.0 };
         tuning.distillation.get_or_insert(Distillation { weight, ..Self::HALF });
-        Ok(tuning)
+        let fit = |length: Length| length.fit(&tuning, samples.rows());
+        Ok([fit(self.length)?, fit(self.final_length)?])
     }
 }
 
@@ -122,7 +131,7 @@ impl<'a> Course<'a> {
     /// see [`Gradual::tuning_for`].
     ///
     /// Errors of options and samples that do not fit the model come before any work.
-    pub fn run(&self, tuning: &TuneOptions) -> Result<(Pruned, Vec<GradualStep>)> {
+    pub fn run(&self, tuning: &[TuneOptions; 2]) -> Result<(Pruned, Vec<GradualStep>)> {
         let Course { dense, samples, options, plan, cancel, .. } = *self;
         let (from, skipped) = compress::survey(dense, samples, options, cancel)?;
         if from >= options.sparsity {
@@ -134,9 +143,10 @@ impl<'a> Course<'a> {
                 100.0 * options.sparsity
             );
         }
-        tuning.check()?;
+        tuning.iter().try_for_each(TuneOptions::check)?;
         // Without a window: that of the dense model could exceed the memory that the pruned need.
-        self.tuner(dense, &TuneOptions { kind: Kind::Sgd, ..tuning.clone() }, 0)?;
+        let light = |t: &TuneOptions| TuneOptions { kind: Kind::Sgd, ..t.clone() };
+        self.tuner(dense, &[light(&tuning[0]), light(&tuning[1])], 0)?;
         let sparsities = plan.ramp.sparsities(from, options.sparsity, plan.steps);
         let identity = self.identity(tuning)?;
         let mut state = State { phase: 0, graph: dense.clone(), log: Log::default() };
@@ -151,7 +161,7 @@ impl<'a> Course<'a> {
         &self,
         state: &mut State,
         sparsities: &[f64],
-        tuning: &TuneOptions,
+        tuning: &[TuneOptions; 2],
         identity: &Identity,
         spent: &mut Spent,
     ) -> Result<()> {
@@ -249,8 +259,8 @@ impl<'a> Course<'a> {
         format!("step {}/{}: ", number + 1, self.plan.steps)
     }
 
-    fn tuner(&self, graph: &Graph, tuning: &TuneOptions, number: usize) -> Result<Tuner<'a>> {
-        let mut options = tuning.clone();
+    fn tuner(&self, graph: &Graph, tuning: &[TuneOptions; 2], number: usize) -> Result<Tuner<'a>> {
+        let mut options = tuning[usize::from(number + 1 == self.plan.steps)].clone();
         options.seed = self.options.seed.wrapping_add(number as u64);
         let stored = held_alone(self.source, self.dense);
         Tuner::new(graph, Some(self.dense), stored, self.samples, &options, self.cancel)
@@ -297,7 +307,7 @@ impl<'a> Course<'a> {
     fn resume(
         &self,
         identity: &Identity,
-        tuning: &TuneOptions,
+        tuning: &[TuneOptions; 2],
         state: &mut State,
     ) -> Result<Option<Tuner<'a>>> {
         let Some(path) = &self.plan.checkpoint else { return Ok(None) };
@@ -345,12 +355,12 @@ impl<'a> Course<'a> {
     }
 
     /// What the run is: everything that its result depends on.
-    fn identity(&self, tuning: &TuneOptions) -> Result<Identity> {
+    fn identity(&self, tuning: &[TuneOptions; 2]) -> Result<Identity> {
         let Course { dense, samples, options, plan, .. } = self;
         if plan.checkpoint.is_none() {
             return Ok(Identity::new());
         }
-        let mut identity = tuning.identity();
+        let mut identity = tuning[0].identity();
         identity.extend(options.identity());
         let evaluation = self.evaluation.map_or("none".into(), checkpoint::fingerprint);
         identity.extend(
@@ -358,6 +368,7 @@ impl<'a> Course<'a> {
                 ("evaluation", evaluation),
                 ("pruning steps", plan.steps.to_string()),
                 ("ramp", plan.ramp.to_string()),
+                ("final steps", tuning[1].steps.to_string()),
                 ("model", checkpoint::fingerprint_of_bytes(&dense.to_bytes()?)),
                 ("data", checkpoint::fingerprint(samples)),
             ]

@@ -190,8 +190,10 @@ pub struct Gradual {
     /// `geometric` (in the density) or `cubic`.
     pub ramp: String,
     /// The settings of the fine-tuning after each step, as in `hone.finetune/1`; its `steps` are
-    /// those after one pruning step.
+    /// those after a pruning step that is not the last.
     pub tuning: train::report::Options,
+    /// Training steps after the last pruning step.
+    pub final_steps: u64,
     /// The pruning steps, in order.
     pub steps: Vec<GradualStep>,
 }
@@ -465,9 +467,9 @@ impl Gradual {
     fn summary(&self) -> String {
         let t = &self.tuning;
         let mut line = format!(
-            "{} ramp, after each step {} training steps of {} samples with {}, learning rate {} \
-             ({})",
-            self.ramp, t.steps, t.batch, t.optimizer, t.learning_rate, t.schedule
+            "{} ramp, after each step {} training steps, {} after the last, of {} samples with {}, \
+             learning rate {} ({})",
+            self.ramp, t.steps, self.final_steps, t.batch, t.optimizer, t.learning_rate, t.schedule
         );
         if let Some(share) = t.distill_weight.filter(|share| *share > 0.0) {
             write!(line, ", {} of the loss from the dense model", percent(share))

@@ -253,8 +253,14 @@ impl Run<'_> {
         let plan = course.plan;
         let tuning = plan.tuning_for(self.calibration)?;
         let (pruned, steps) = course.run(&tuning)?;
-        let tuning = train::settings(&tuning, self.calibration);
-        Ok((pruned, Some(report::Gradual { ramp: plan.ramp.to_string(), tuning, steps })))
+        let [others, last] = &tuning;
+        let gradual = report::Gradual {
+            ramp: plan.ramp.to_string(),
+            tuning: train::settings(others, self.calibration),
+            final_steps: last.steps,
+            steps,
+        };
+        Ok((pruned, Some(gradual)))
     }
 
     fn run_options(&self) -> RunOptions {

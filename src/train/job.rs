@@ -31,6 +31,19 @@ pub enum Length {
 }
 
 impl Length {
+    /// Steps before epochs; none where neither is given.
+    pub fn given(steps: Option<u64>, epochs: Option<f64>) -> Option<Length> {
+        steps.map(Length::Steps).or(epochs.map(Length::Epochs))
+    }
+
+    /// So many times as long.
+    pub fn times(self, factor: u64) -> Length {
+        match self {
+            Length::Steps(steps) => Length::Steps(steps.saturating_mul(factor)),
+            Length::Epochs(epochs) => Length::Epochs(epochs * factor as f64),
+        }
+    }
+
     /// The steps for `rows` samples in batches of `batch`.
     pub fn steps(self, rows: usize, batch: usize) -> u64 {
         match self {

@@ -4,6 +4,9 @@
 #include <poll.h>
 #include <time.h>
 
+/* No job of these tests takes that long, not even under valgrind. */
+enum { PATIENCE_MS = 1200000 };
+
 static const char *folder;
 
 static const char *in(const char *base, const char *name) {
@@ -180,7 +183,7 @@ static void completed(hone_model *model, hone_samples *samples) {
     hone_job_state state = HONE_JOB_STATE_QUEUED;
     struct pollfd watched = {hone_job_fd(job), POLLIN, 0};
     CHECK(hone_job_id(job) > 0 && watched.fd >= 0);
-    CHECK(poll(&watched, 1, 120000) == 1);
+    CHECK(poll(&watched, 1, PATIENCE_MS) == 1);
     OK(hone_job_wait(job, -1, &state));
     CHECK(state == HONE_JOB_STATE_COMPLETED && w.drops == 1);
     CHECK(w.states[HONE_JOB_STATE_RUNNING] == w.calls - 1 && w.calls > 3);
@@ -235,7 +238,7 @@ static void cancelled(hone_model *model, hone_samples *samples) {
     OK(hone_job_wait(second, 0, &state));
     CHECK(state == HONE_JOB_STATE_CANCELLED && waiting.drops == 1);
     hone_job_cancel(first);
-    OK(hone_job_wait(first, 60000, &state));
+    OK(hone_job_wait(first, PATIENCE_MS, &state));
     CHECK(state == HONE_JOB_STATE_CANCELLED && running.drops == 1);
     FAILS(CANCELLED, "stopped", hone_job_report(first, &report));
     hone_job_free(first);
@@ -320,7 +323,7 @@ static void engines(const char *path, const char *calibration) {
     hone_model_free(other);
     hone_samples_free(shared);
     hone_job_state state;
-    OK(hone_job_wait(job, 60000, &state));
+    OK(hone_job_wait(job, PATIENCE_MS, &state));
     CHECK(state == HONE_JOB_STATE_CANCELLED && second == NULL);
     hone_job_free(job);
     /* The worker ends by itself after its last event; give it time to be gone. */

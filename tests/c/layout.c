@@ -57,7 +57,7 @@ AT(hone_observer, call, 0);
 AT(hone_observer, drop, 8);
 AT(hone_observer, context, 16);
 
-SIZE(hone_prune_options, 248);
+SIZE(hone_prune_options, 264);
 AT(hone_prune_options, size, 0);
 AT(hone_prune_options, sparsity, 8);
 AT(hone_prune_options, damping, 16);
@@ -96,6 +96,8 @@ AT(hone_prune_options, ramp, 232);
 AT(hone_prune_options, batch, 236);
 AT(hone_prune_options, optimizer, 240);
 AT(hone_prune_options, loss, 244);
+AT(hone_prune_options, final_epochs, 248);
+AT(hone_prune_options, final_steps, 256);
 
 SIZE(hone_finetune_options, 272);
 AT(hone_finetune_options, size, 0);

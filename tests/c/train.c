@@ -247,6 +247,7 @@ static void gradually(hone_model *model, hone_samples *samples) {
     how.steps = 2;
     how.ramp = HONE_RAMP_CUBIC;
     how.tune_steps = 3;
+    how.final_steps = 5;
     how.batch = 8;
     how.optimizer = HONE_OPTIMIZER_METHOD_ADAM;
     how.distill_weight = 0.25;
@@ -255,6 +256,8 @@ static void gradually(hone_model *model, hone_samples *samples) {
     CHECK(end_of(job, &w) == HONE_JOB_STATE_COMPLETED);
     CHECK(report_has(job, "\"ramp\": \"cubic\"") && report_has(job, "\"optimizer\": \"adam\""));
     CHECK(number_of(job, "/gradual/tuning/distill_weight") == 0.25);
+    CHECK(number_of(job, "/gradual/tuning/steps") == 3);
+    CHECK(number_of(job, "/gradual/final_steps") == 5);
     double last = number_of(job, "/gradual/steps/1/sparsity");
     CHECK(last > 0.899 && last < 0.901 && number_of(job, "/gradual/steps/0/sparsity") < last);
     OK(hone_job_model(job, &pruned));
@@ -291,6 +294,9 @@ static void gradually(hone_model *model, hone_samples *samples) {
     bad.tune_epochs = -1;
     FAILS(INVALID_ARGUMENT, "`tune_epochs`", hone_prune(model, samples, &bad, &job));
     bad.tune_epochs = 0;
+    bad.final_epochs = -1;
+    FAILS(INVALID_ARGUMENT, "`final_epochs`", hone_prune(model, samples, &bad, &job));
+    bad.final_epochs = 0;
     bad.distill_weight = 2;
     FAILS(INVALID_ARGUMENT, "share", hone_prune(model, samples, &bad, &job));
     bad.distill_weight = 0;

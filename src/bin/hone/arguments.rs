@@ -184,12 +184,19 @@ pub struct GradualArguments {
     /// geometric]
     #[arg(long)]
     pub ramp: Option<Ramp>,
-    /// How often each sample is seen after each step [default: 3]
+    /// How often each sample is seen after each step but the last [default: 1]
     #[arg(long, value_name = "NUMBER", conflicts_with = "tune_steps")]
     pub tune_epochs: Option<f64>,
-    /// The number of training steps after each pruning step, instead of epochs.
+    /// The number of training steps after each pruning step but the last, instead of epochs.
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
     pub tune_steps: Option<u64>,
+    /// How often each sample is seen after the last step; by default 8 times as often as after
+    /// another.
+    #[arg(long, value_name = "NUMBER", conflicts_with = "final_steps")]
+    pub final_epochs: Option<f64>,
+    /// The number of training steps after the last pruning step, instead of epochs.
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub final_steps: Option<u64>,
     /// Samples per training step [default: 64]
     #[arg(long, value_name = "SAMPLES")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_048_576))]

@@ -73,6 +73,8 @@ fn gradual(a: &Prune) -> Result<Option<Gradual>> {
             ("--ramp", g.ramp.is_some()),
             ("--tune-epochs", g.tune_epochs.is_some()),
             ("--tune-steps", g.tune_steps.is_some()),
+            ("--final-epochs", g.final_epochs.is_some()),
+            ("--final-steps", g.final_steps.is_some()),
             ("--batch", g.batch.is_some()),
             ("--optimizer", g.optimizer.is_some()),
             ("--learning-rate", g.learning_rate.is_some()),
@@ -92,9 +94,14 @@ fn gradual(a: &Prune) -> Result<Option<Gradual>> {
             "a gradual run trains one output, but --outputs names {first:?} and {second:?}"
         )));
     }
-    if let Some(epochs) = g.tune_epochs.filter(|e| !(*e > 0.0 && e.is_finite())) {
-        return Err(usage(format!("--tune-epochs {epochs} is not a positive number")));
+    for (name, epochs) in [("--tune-epochs", g.tune_epochs), ("--final-epochs", g.final_epochs)] {
+        if let Some(epochs) = epochs.filter(|e| !(*e > 0.0 && e.is_finite())) {
+            return Err(usage(format!("{name} {epochs} is not a positive number")));
+        }
     }
+    let length = Length::given(g.tune_steps, g.tune_epochs);
+    let length = length.unwrap_or(Length::Epochs(Gradual::EPOCHS));
+    let final_length = Length::given(g.final_steps, g.final_epochs);
     let kind = match g.optimizer.as_deref() {
         Some("adam") => Kind::Adam,
         Some("sgd") => Kind::Sgd,
@@ -125,7 +132,8 @@ fn gradual(a: &Prune) -> Result<Option<Gradual>> {
     Ok(Some(Gradual {
         steps: g.steps.unwrap_or(4) as usize,
         ramp: g.ramp.unwrap_or_default(),
-        length: g.tune_steps.map_or(Length::Epochs(g.tune_epochs.unwrap_or(3.0)), Length::Steps),
+        length,
+        final_length: final_length.unwrap_or_else(|| length.times(Gradual::LAST)),
         tuning,
         checkpoint: g.checkpoint.clone(),
         checkpoint_every: g.checkpoint_every.unwrap_or(200),
