@@ -576,7 +576,7 @@ typedef struct {
     uint32_t reserved;
     /// Who hears of the progress.
     hone_observer observer;
-    /// Gradual: how often each sample is seen after each step but the last; 0 means 1.
+    /// Gradual: how often each sample is seen after each step but the last; 0 means 3.
     double tune_epochs;
     /// Gradual: training steps after each pruning step but the last; 0 means what the epochs come
     /// to.

@@ -165,7 +165,7 @@ pub struct hone_prune_options {
     pub reserved: u32,
     /// Who hears of the progress.
     pub observer: hone_observer,
-    /// Gradual: how often each sample is seen after each step but the last; 0 means 1.
+    /// Gradual: how often each sample is seen after each step but the last; 0 means 3.
     pub tune_epochs: f64,
     /// Gradual: training steps after each pruning step but the last; 0 means what the epochs come
     /// to.

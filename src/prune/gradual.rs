@@ -51,7 +51,7 @@ impl Gradual {
     /// The dense model has half a share in the loss and the labels the other: the default.
     pub const HALF: Distillation = Distillation { temperature: 2.0, weight: 0.5 };
     /// How often each sample is seen after each step but the last: the default.
-    pub const EPOCHS: f64 = 1.0;
+    pub const EPOCHS: f64 = 3.0;
     /// How much longer is trained after the last step than after another: the default.
     pub const LAST: u64 = 8;
 

@@ -184,7 +184,7 @@ pub struct GradualArguments {
     /// geometric]
     #[arg(long)]
     pub ramp: Option<Ramp>,
-    /// How often each sample is seen after each step but the last [default: 1]
+    /// How often each sample is seen after each step but the last [default: 3]
     #[arg(long, value_name = "NUMBER", conflicts_with = "tune_steps")]
     pub tune_epochs: Option<f64>,
     /// The number of training steps after each pruning step but the last, instead of epochs.
