@@ -16,12 +16,15 @@ use super::kernels::syrk::SINGLE_SUMS;
 use super::kernels::tile::WIDTH;
 use super::kernels::{cast, sweep, syrk};
 use super::store::Gradients;
-use super::{dense, parallel};
+use super::{dense, parallel, passes};
 use crate::error::{Context, Error, ErrorKind, Result, bail};
 
-/// Blocks that a thread takes one after another: while one is computed the next is fetched.
-const RUN: usize = 8;
-/// Gradients per step of a block: few, so that what is fetched ahead is spread over the step.
+/// Columns of the blocks that are summed side by side: rows are read in pieces of 2 KiB, as pieces of
+/// one small block would not come at the speed of memory.
+const TOGETHER: usize = 512;
+/// Columns that a thread takes one piece after another: while one is computed the next is fetched.
+const RUN: usize = 8 * TOGETHER;
+/// Gradients per step of the sums: what is fetched ahead must find room in the second-level cache.
 const DEPTH: usize = 128;
 /// What an inverse in f32 may magnify rounding by: with it the sums of many products in f32 still
 /// keep three digits.
@@ -55,6 +58,8 @@ struct Task<'a, 'i> {
     block: Range<usize>,
     start: usize,
     inverse: &'i mut [f32],
+    /// Sums in f64, of many gradients only.
+    half: Vec<f64>,
     form: Option<Result<Form<'a>>>,
 }
 
@@ -94,16 +99,22 @@ impl<'a> BlockFixed<'a> {
         let (mut rest, mut start) = (cast::numbers_mut::<f32>(&mut inverses), 0);
         let mut tasks = Vec::with_capacity(blocks.len());
         for block in &blocks {
-            let inverse = rest.split_off_mut(..len(block)).expect("room for all inverses");
-            tasks.push(Task { block: block.clone(), start, inverse, form: None });
-            start += len(block);
+            let inverse_len = len(block);
+            let inverse = rest.split_off_mut(..inverse_len).expect("room for all inverses");
+            let (block, half) = (block.clone(), Vec::new());
+            tasks.push(Task { block, start, inverse, half, form: None });
+            start += inverse_len;
         }
-        let runs = tasks.chunks_mut(RUN);
+        let runs = cut(&mut tasks, RUN).into_iter();
         let mut scratch = vec![Scratch::default(); threads.clamp(1, runs.len().max(1))];
         parallel::for_each(&mut scratch, runs, |scratch, run| {
-            for i in 0..run.len() {
-                let next = run.get(i + 1).map_or(0..0, |task| task.block.clone());
-                prepare(gradients, &mut run[i], next, damping, scratch);
+            let mut pieces = cut(run, TOGETHER).into_iter().peekable();
+            while let Some(tasks) = pieces.next() {
+                let next = pieces.peek().map_or(0..0, |tasks| span(tasks));
+                sum(gradients, tasks, next, scratch);
+                for task in tasks {
+                    task.form = Some(form(gradients, task, damping, scratch));
+                }
             }
         });
         let named = |task: Task<'a, '_>| {
@@ -235,56 +246,92 @@ struct Scratch {
     panels: Vec<f32>,
     row: Vec<f32>,
     sweep: sweep::Scratch,
+    /// Of a block in f64.
     wide: Vec<f64>,
     half: Vec<f64>,
     fisher: Vec<f64>,
 }
 
-/// Prepares a block; `next` is the one after it.
-fn prepare<'a>(
-    gradients: Gradients<'a>,
-    task: &mut Task<'a, '_>,
+/// The tasks in pieces of up to `width` columns, one block at least.
+fn cut<'t, 'a, 'i>(mut tasks: &'t mut [Task<'a, 'i>], width: usize) -> Vec<&'t mut [Task<'a, 'i>]> {
+    let mut pieces = Vec::new();
+    while let Some(first) = tasks.first() {
+        let end = first.block.start + width;
+        let count = tasks.iter().take_while(|task| task.block.end <= end).count().max(1);
+        pieces.push(tasks.split_off_mut(..count).expect("so many are left"));
+    }
+    pieces
+}
+
+/// The columns from the first of the blocks to the last.
+fn span(tasks: &[Task<'_, '_>]) -> Range<usize> {
+    let [first, .., last] = tasks else {
+        return tasks.first().map_or(0..0, |task| task.block.clone());
+    };
+    first.block.start..last.block.end
+}
+
+/// The halves of G_QᵀG_Q of the blocks that have room for it. Meanwhile the gradients are fetched
+/// that come next, in the end those of the columns `next`.
+fn sum(
+    gradients: Gradients<'_>,
+    tasks: &mut [Task<'_, '_>],
     next: Range<usize>,
-    damping: f64,
     scratch: &mut Scratch,
 ) {
+    let (m, own, count) = (gradients.count(), span(tasks), tasks.len());
+    let Scratch { panels, row, .. } = scratch;
+    for start in (0..m).step_by(DEPTH) {
+        let end = m.min(start + DEPTH);
+        let (later, columns) = match end < m {
+            true => (end..m.min(end + DEPTH), &own),
+            false => (0..m.min(DEPTH), &next),
+        };
+        for (t, task) in tasks.iter_mut().enumerate().filter(|(_, t)| !t.inverse.is_empty()) {
+            // Whole rows, a share for each block.
+            let share = |t: usize| later.start + later.len() * t / count;
+            let ahead = &mut gradients.ahead(share(t)..share(t + 1), columns.clone());
+            let block = gradients.columns(task.block.clone());
+            let panels = passes::panels(block, start..end, panels, row);
+            let fresh = start % SINGLE_SUMS == 0;
+            syrk::single(block.dimension(), panels, fresh, task.inverse, ahead);
+            if m > SINGLE_SUMS && (end % SINGLE_SUMS == 0 || end == m) {
+                syrk::widen(task.inverse, &mut task.half);
+            }
+        }
+    }
+}
+
+/// The form of a block whose sums are there.
+fn form<'a>(
+    gradients: Gradients<'a>,
+    task: &mut Task<'a, '_>,
+    damping: f64,
+    scratch: &mut Scratch,
+) -> Result<Form<'a>> {
     let own = gradients.columns(task.block.clone());
-    task.form = Some(if own.dimension() > own.count() {
+    if own.dimension() > own.count() {
         Fixed::precompute(own, damping, 1).map(Form::Dual)
-    } else if invert(own, gradients.columns(next), damping, task.inverse, scratch) {
+    } else if invert(own, damping, task, &mut scratch.sweep) {
         Ok(Form::Inverse(task.start))
     } else {
         factor(own, damping, scratch).map(Form::Factor)
-    });
+    }
 }
 
-/// −F_Q⁻¹/m in f32 to `inverse`; false where f32 has too few digits. Meanwhile the gradients `next`
-/// are fetched.
+/// −F_Q⁻¹/m in f32 from the sums; false where f32 has too few digits.
 fn invert(
     gradients: Gradients<'_>,
-    next: Gradients<'_>,
     damping: f64,
-    inverse: &mut [f32],
-    scratch: &mut Scratch,
+    task: &mut Task<'_, '_>,
+    scratch: &mut sweep::Scratch,
 ) -> bool {
-    let (m, n) = (gradients.count(), gradients.dimension());
-    let Scratch { panels, row, sweep, half, .. } = scratch;
-    row.resize(n, 0.0);
-    half.clear();
-    for start in (0..m).step_by(DEPTH) {
-        let rows = start..m.min(start + DEPTH);
-        pack(gradients, rows.clone(), panels, row);
-        let ahead = &mut next.ahead(rows.clone(), 0..next.dimension());
-        let fresh = start % SINGLE_SUMS == 0;
-        syrk::single(n, rows.len(), panels, fresh, inverse, ahead);
-        if m > SINGLE_SUMS && (rows.end % SINGLE_SUMS == 0 || rows.end == m) {
-            syrk::widen(inverse, half);
-        }
-    }
-    inverse.iter_mut().zip(half).for_each(|(s, h)| *s = *h as f32);
+    let (m, n, inverse) = (gradients.count(), gradients.dimension(), &mut *task.inverse);
+    let half = std::mem::take(&mut task.half);
+    inverse.iter_mut().zip(half).for_each(|(s, h)| *s = h as f32);
     let damping = (m as f64 * damping) as f32;
     (0..n).for_each(|i| inverse[syrk::at(n, i, i)] += damping);
-    sweep::negative_inverse(n, inverse, INFLATION, sweep)
+    sweep::negative_inverse(n, inverse, INFLATION, scratch)
 }
 
 /// L of F_Q, all in f64.
@@ -295,7 +342,7 @@ fn factor(gradients: Gradients<'_>, damping: f64, scratch: &mut Scratch) -> Resu
     half.resize(syrk::half_len(n), 0.0);
     for start in (0..m).step_by(syrk::DOUBLE_DEPTH) {
         let rows = start..m.min(start + syrk::DOUBLE_DEPTH);
-        pack(gradients, rows.clone(), panels, row);
+        passes::pack(gradients, rows.clone(), panels, row);
         panel::widen(panels, wide);
         syrk::add_double(n, rows.len(), wide, half);
     }
@@ -304,18 +351,6 @@ fn factor(gradients: Gradients<'_>, damping: f64, scratch: &mut Scratch) -> Resu
     let mut factor = vec![0.0; n * n];
     dense::factor(fisher, n, damping, &mut factor)?;
     Ok(factor)
-}
-
-/// Packs gradients `rows`.
-fn pack(gradients: Gradients<'_>, rows: Range<usize>, panels: &mut Vec<f32>, scratch: &mut [f32]) {
-    let (k, n) = (rows.len(), gradients.dimension());
-    panels.resize(panel::len(k, n), 0.0);
-    if let Some((strided, stride)) = gradients.strided(rows.start) {
-        return panel::pack(strided, stride, k, n, panels);
-    }
-    for (i, row) in rows.enumerate() {
-        panel::pack_row(gradients.row(row, 0..n, scratch), i, k, panels);
-    }
 }
 
 #[cfg(test)]
@@ -413,6 +448,23 @@ mod tests {
             out
         };
         assert_exact(&diagonals(Some(folder.path())), &diagonals(None));
+    }
+
+    #[test]
+    fn a_block_does_not_depend_on_its_neighbours() {
+        let (m, d) = (150, 5000);
+        let store = stored(&hard_gradients(m, d, 67), m, d, Storage::F32);
+        // Whole strips and others, gaps, pieces and runs of many blocks, and a dual one.
+        let mut blocks: Vec<_> = (0..4200).step_by(64).map(|s| s..s + 64).collect();
+        blocks.extend([4300..4333, 4400..4600, 4601..4603, 4700..4828]);
+        let together = BlockFixed::precompute(store.all(), blocks.clone(), 1e-3, 2).unwrap();
+        for (i, block) in blocks.into_iter().enumerate() {
+            let alone = BlockFixed::precompute(store.all(), vec![block.clone()], 1e-3, 1).unwrap();
+            let (mut want, mut got) = (vec![0.0; block.len()], vec![f64::NAN; block.len()]);
+            alone.diagonal(0, &mut want);
+            together.diagonal(i, &mut got);
+            assert_exact(&got, &want);
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@
 use std::ops::Range;
 
 use super::kernels::syrk;
-use super::kernels::tile::{HEIGHT, WIDTH};
+use super::kernels::tile::WIDTH;
 use super::kernels::{norms, panel};
 use super::passes::{self, Sums};
 use super::store::Gradients;
@@ -97,24 +97,23 @@ impl<'a> Fixed<'a> {
     /// Each is positive and at most 1/λ.
     pub fn diagonal(&self, range: Range<usize>, out: &mut [f64], threads: usize) {
         assert!(range.end <= self.gradients.dimension() && out.len() == range.len());
-        let depth = self.gradients.count().next_multiple_of(HEIGHT);
         let runs = out.len().div_ceil(RUN);
         let mut scratch: Vec<_> = (0..threads.clamp(1, runs.max(1)))
-            .map(|_| (vec![0.0; panel::len(depth, GROUP)], [0.0; GROUP], [0.0; GROUP]))
+            .map(|_| (Vec::new(), Vec::new(), [0.0; GROUP]))
             .collect();
         let items = out.chunks_mut(RUN).enumerate();
-        parallel::for_each(&mut scratch, items, |(panels, row, norms), (run, out)| {
+        parallel::for_each(&mut scratch, items, |(packed, row, norms), (run, out)| {
             let first = range.start + run * RUN;
             let end = first + out.len();
             for (group, out) in out.chunks_mut(GROUP).enumerate() {
                 let start = first + group * GROUP;
                 let columns = start..start + out.len();
                 let next = columns.end..end.min(columns.end + GROUP);
-                let panels = &mut panels[..panel::len(depth, out.len())];
-                passes::pack_columns(self.gradients, columns, depth, panels, row);
+                let (own, rows) = (self.gradients.columns(columns), 0..self.gradients.count());
+                let panels = passes::panels(own, rows.clone(), packed, row);
                 let norms = &mut norms[..panel::strips(out.len()) * WIDTH];
-                let ahead = &mut self.gradients.ahead(0..self.gradients.count(), next);
-                norms::column_norms(&self.inverse, depth, panels, norms, ahead);
+                let ahead = &mut self.gradients.ahead(rows, next);
+                norms::column_norms(&self.inverse, panels, norms, ahead);
                 for (out, norm) in out.iter_mut().zip(norms) {
                     *out = 1.0 - *norm;
                 }

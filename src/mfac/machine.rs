@@ -14,7 +14,7 @@ pub fn tile_flops(threads: usize) -> f64 {
     const PRODUCTS: usize = 40;
     const SLICES: usize = 2000;
     let (a, b) = (vec![0.5; K * HEIGHT], vec![0.25; K * WIDTH]);
-    let product = Product { k: K, a: &a, a_stride: HEIGHT, b: &b, narrow: false };
+    let product = Product { k: K, a: &a, a_stride: HEIGHT, b: &b, b_stride: WIDTH, narrow: false };
     let fastest = || {
         let mut tile = [0.0; HEIGHT * WIDTH];
         let mut slice = || {

@@ -7,9 +7,10 @@
 use std::ops::Range;
 
 use super::kernels::gemv::{self, ROWS};
+use super::kernels::panel::{self, Panels};
 use super::kernels::syrk::{self, SINGLE_SUMS};
+use super::kernels::tile;
 use super::kernels::transpose::SIDE;
-use super::kernels::{panel, tile};
 use super::parallel;
 use super::store::Gradients;
 use crate::sys::Crew;
@@ -66,7 +67,8 @@ pub fn gram(g: Gradients<'_>, sums: Sums, threads: usize) -> Vec<f64> {
                     let next = end..slot.end.min(end + depth);
                     single.resize(len, 0.0);
                     let fresh = done.is_multiple_of(SINGLE_SUMS);
-                    syrk::single(m, k, panels, fresh, single, &mut g.ahead(0..m, next));
+                    let packed = Panels::packed(panels, k);
+                    syrk::single(m, packed, fresh, single, &mut g.ahead(0..m, next));
                     if (done + k).is_multiple_of(SINGLE_SUMS) || end == slot.end {
                         syrk::widen(single, half);
                     }
@@ -241,19 +243,33 @@ fn sum_rows(g: Gradients<'_>, factors: &[f64], columns: Range<usize>, sums: &mut
     }
 }
 
-/// Packs columns `range` of the strip `columns` of G as panels of `depth` rows, those past m zero.
-pub fn pack_columns(
-    g: Gradients<'_>,
-    range: Range<usize>,
-    depth: usize,
-    panels: &mut [f32],
-    row: &mut [f32],
-) {
-    for i in 0..g.count() {
-        panel::pack_row(g.row(i, range.clone(), row), i, depth, panels);
+/// The rows `rows` of G for the tile: where they are, if they are whole strips of f32, else packed
+/// to `packed`, with `row` for one row.
+pub fn panels<'a>(
+    g: Gradients<'a>,
+    rows: Range<usize>,
+    packed: &'a mut Vec<f32>,
+    row: &mut Vec<f32>,
+) -> Panels<'a> {
+    let (k, n) = (rows.len(), g.dimension());
+    if let Some((numbers, stride)) = g.strided(rows.start).filter(|_| n.is_multiple_of(tile::WIDTH))
+    {
+        return Panels::in_place(numbers, k, stride);
     }
-    for strip in panels.chunks_exact_mut((tile::WIDTH * depth).max(1)) {
-        strip[g.count() * tile::WIDTH..].fill(0.0);
+    pack(g, rows, packed, row);
+    Panels::packed(packed, k)
+}
+
+/// Packs the rows `rows` of G, with `row` for one row.
+pub fn pack(g: Gradients<'_>, rows: Range<usize>, packed: &mut Vec<f32>, row: &mut Vec<f32>) {
+    let (k, n) = (rows.len(), g.dimension());
+    packed.resize(panel::len(k, n), 0.0);
+    if let Some((numbers, stride)) = g.strided(rows.start) {
+        return panel::pack(numbers, stride, k, n, packed);
+    }
+    row.resize(n, 0.0);
+    for (i, from) in rows.enumerate() {
+        panel::pack_row(g.row(from, 0..n, row), i, k, packed);
     }
 }
 

@@ -4,6 +4,7 @@
 //! rows of V they give are squared and summed while still in the tile.
 
 use super::ahead::Ahead;
+use super::panel::Panels;
 use super::tile::{HEIGHT, Product, Tile, WIDTH, add_squares};
 
 /// The length of a packed m×m lower triangle.
@@ -27,27 +28,26 @@ pub fn pack(t: &[f64], m: usize, scale: f64, packed: &mut [f32]) {
     }
 }
 
-/// `norms[s·32 + c] = ‖T·g‖²` for the columns g of the strips in `panels` (m rows rounded up to 8,
-/// those past m zero), `depth` = that number of rows.
-pub fn column_norms(
-    packed: &[f32],
-    depth: usize,
-    panels: &[f32],
-    norms: &mut [f64],
-    ahead: &mut Ahead,
-) {
+/// `norms[s·32 + c] = ‖T·g‖²` for the columns g of the strips in `panels`, m rows each.
+pub fn column_norms(packed: &[f32], panels: Panels<'_>, norms: &mut [f64], ahead: &mut Ahead) {
     norms.fill(0.0);
-    let strips = panels.chunks_exact((WIDTH * depth).max(1)).zip(norms.chunks_exact_mut(WIDTH));
-    let each = ahead.left().div_ceil((depth / HEIGHT).max(1) * strips.len().max(1));
+    let (m, strips) = (panels.k(), norms.chunks_exact_mut(WIDTH));
+    let each = ahead.left().div_ceil(m.div_ceil(HEIGHT).max(1) * strips.len().max(1));
     let mut tile: Tile = [0.0; HEIGHT * WIDTH];
-    for (strip, norms) in strips {
+    for (s, norms) in strips.enumerate() {
         let mut rest = packed;
-        for first in (0..depth).step_by(HEIGHT) {
+        for first in (0..m).step_by(HEIGHT) {
             ahead.ask(each);
-            let k = first + HEIGHT;
-            let (group, tail) = rest.split_at(HEIGHT * k);
-            let (a, b) = (group, strip);
-            Product { k, a, a_stride: HEIGHT, b, narrow: false }.write_to(&mut tile);
+            let (group, tail) = rest.split_at(HEIGHT * (first + HEIGHT));
+            let product = Product {
+                k: m.min(first + HEIGHT),
+                a: group,
+                a_stride: HEIGHT,
+                b: panels.strip(s),
+                b_stride: panels.row(),
+                narrow: false,
+            };
+            product.write_to(&mut tile);
             add_squares(&tile, norms);
             rest = tail;
         }
@@ -68,12 +68,11 @@ mod tests {
             let g = rng.normals(m * n);
             let mut packed = vec![f32::NAN; packed_len(m)];
             pack(&t, m, 0.5, &mut packed);
-            let depth = m.next_multiple_of(HEIGHT);
-            let padded = [g.clone(), vec![0.0; (depth - m) * n]].concat();
-            let mut panels = vec![0.0; panel::len(depth, n)];
-            panel::pack(&padded, n, depth, n, &mut panels);
+            let mut panels = vec![0.0; panel::len(m, n)];
+            panel::pack(&g, n, m, n, &mut panels);
+            let panels = Panels::packed(&panels, m);
             let mut norms = vec![f64::NAN; panel::strips(n) * WIDTH];
-            column_norms(&packed, depth, &panels, &mut norms, &mut Ahead::none());
+            column_norms(&packed, panels, &mut norms, &mut Ahead::none());
             let want: Vec<f64> = (0..n)
                 .map(|c| {
                     let row = |i: usize| {

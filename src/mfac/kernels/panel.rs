@@ -10,6 +10,44 @@ use super::tile::WIDTH;
 use super::transpose::{SIDE, interleave};
 use super::vectors::widest;
 
+/// A matrix of k rows as the tile reads it: in strips of 32 columns.
+#[derive(Clone, Copy, Debug)]
+pub struct Panels<'a> {
+    numbers: &'a [f32],
+    k: usize,
+    /// Numbers from one strip to the next, and from one row of a strip to the next.
+    strip: usize,
+    row: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// What [`pack`] or its like wrote.
+    pub fn packed(numbers: &'a [f32], k: usize) -> Panels<'a> {
+        Panels { numbers, k, strip: WIDTH * k, row: WIDTH }
+    }
+
+    /// Rows where they are, `row` numbers apart, for whole strips only. They should not compete for
+    /// places in the first-level cache, see `GradientStore`.
+    pub fn in_place(numbers: &'a [f32], k: usize, row: usize) -> Panels<'a> {
+        Panels { numbers, k, strip: WIDTH, row }
+    }
+
+    /// The number of rows.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Numbers from one row of a strip to the next.
+    pub fn row(&self) -> usize {
+        self.row
+    }
+
+    /// The numbers from strip s on.
+    pub fn strip(&self, s: usize) -> &'a [f32] {
+        &self.numbers[s * self.strip..]
+    }
+}
+
 /// The number of strips of `n` columns.
 pub fn strips(n: usize) -> usize {
     n.div_ceil(WIDTH)

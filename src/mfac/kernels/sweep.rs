@@ -222,7 +222,7 @@ fn multiply(n: usize, p: usize, inverse: &Block, rows: &[f32], swept: &mut [f32]
         let tiles = out.chunks_exact_mut(HEIGHT * WIDTH).take(k.div_ceil(HEIGHT));
         for (t, out) in tiles.enumerate() {
             let (a, narrow) = (&inverse[t * HEIGHT..], width(n, s) <= NARROW);
-            Product { k, a, a_stride: WIDTH, b, narrow }.write_to(out);
+            Product { k, a, a_stride: WIDTH, b, b_stride: WIDTH, narrow }.write_to(out);
         }
     }
 }
@@ -240,7 +240,8 @@ fn update(n: usize, p: usize, rows: &[f32], swept: &[f32], half: &mut [f32]) {
             }
             let counted = width(n, s).min(row + HEIGHT - s * WIDTH);
             let a = &swept[row / WIDTH * square + row % WIDTH..];
-            Product { k, a, a_stride: WIDTH, b, narrow: counted <= NARROW }.add_to(out);
+            let narrow = counted <= NARROW;
+            Product { k, a, a_stride: WIDTH, b, b_stride: WIDTH, narrow }.add_to(out);
         }
     }
 }
@@ -269,6 +270,7 @@ fn write_rows(n: usize, p: usize, inverse: &Block, swept: &[f32], half: &mut [f3
 mod tests {
     use super::*;
     use crate::mfac::kernels::ahead::Ahead;
+    use crate::mfac::kernels::panel::Panels;
     use crate::mfac::kernels::{panel, syrk};
     use crate::mfac::tolerance::{Rng, dense_inverse};
 
@@ -279,7 +281,7 @@ mod tests {
         let mut panels = vec![0.0f32; panel::len(m, n)];
         panel::pack(&g, n, m, n, &mut panels);
         let mut half = vec![0.0; half_len(n)];
-        syrk::single(n, m, &panels, true, &mut half, &mut Ahead::none());
+        syrk::single(n, Panels::packed(&panels, m), true, &mut half, &mut Ahead::none());
         (0..n).for_each(|i| half[at(n, i, i)] += damping);
         let scaled: Vec<f32> = g.iter().map(|g| g * (m as f32).sqrt()).collect();
         (half, dense_inverse(&scaled, m, n, f64::from(damping)))

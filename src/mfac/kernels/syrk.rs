@@ -6,7 +6,7 @@
 //! of many rows added up in f64, or in f64 throughout.
 
 use super::ahead::Ahead;
-use super::panel::strips;
+use super::panel::{Panels, strips};
 use super::tile::{self, HALF, HEIGHT, NARROW, Product, WIDTH};
 use super::transpose::{SIDE, interleave};
 
@@ -24,19 +24,18 @@ pub fn half_len(n: usize) -> usize {
 
 /// H = PᵀP for the k×n matrix P in `panels`, or H += PᵀP unless `fresh`, in f32. What the halves
 /// hold is not read if `fresh`.
-pub fn single(
-    n: usize,
-    k: usize,
-    panels: &[f32],
-    fresh: bool,
-    half: &mut [f32],
-    ahead: &mut Ahead,
-) {
+pub fn single(n: usize, panels: Panels<'_>, fresh: bool, half: &mut [f32], ahead: &mut Ahead) {
     let each = ahead.left().div_ceil(tiles(n).max(1));
     for_each_tile(n, half, |tile, out| {
         ahead.ask(each);
-        let (a, b) = tile.operands(k, panels);
-        let product = Product { k, a, a_stride: WIDTH, b, narrow: tile.width <= NARROW };
+        let product = Product {
+            k: panels.k(),
+            a: &panels.strip(tile.row / WIDTH)[tile.row % WIDTH..],
+            a_stride: panels.row(),
+            b: panels.strip(tile.strip),
+            b_stride: panels.row(),
+            narrow: tile.width <= NARROW,
+        };
         match fresh {
             true => product.write_to(out),
             false => product.add_to(out),
@@ -55,7 +54,8 @@ pub fn widen(single: &[f32], half: &mut Vec<f64>) {
 /// H += PᵀP in f64 throughout, exact products of f32 numbers: half the speed.
 pub fn add_double(n: usize, k: usize, panels: &[f64], half: &mut [f64]) {
     for_each_tile(n, half, |tile, out| {
-        let (a, b) = tile.operands(k, panels);
+        let panel = |strip: usize| &panels[strip * WIDTH * k..][..WIDTH * k];
+        let (a, b) = (&panel(tile.row / WIDTH)[tile.row % WIDTH..], panel(tile.strip));
         tile::add_double(k, a, b, 0, out);
         if tile.width > HALF {
             tile::add_double(k, a, b, HALF, out);
@@ -69,14 +69,6 @@ struct Place {
     row: usize,
     strip: usize,
     width: usize,
-}
-
-impl Place {
-    /// Its operands from panels of k rows.
-    fn operands<'p, T>(&self, k: usize, panels: &'p [T]) -> (&'p [T], &'p [T]) {
-        let panel = |strip: usize| &panels[strip * WIDTH * k..][..WIDTH * k];
-        (&panel(self.row / WIDTH)[self.row % WIDTH..], panel(self.strip))
-    }
 }
 
 fn tiles(n: usize) -> usize {
@@ -170,7 +162,8 @@ mod tests {
             let (mut half, mut one) = (Vec::new(), vec![f32::NAN; half_len(n)]);
             let mut wide = Vec::new();
             panel::widen(&panels, &mut wide);
-            single(n, k, &panels, true, &mut one, &mut Ahead::none());
+            let packed = Panels::packed(&panels, k);
+            single(n, packed, true, &mut one, &mut Ahead::none());
             widen(&one, &mut half);
             widen(&one, &mut half);
             add_double(n, k, &wide, &mut half);
@@ -180,7 +173,15 @@ mod tests {
             let mut both = vec![f32::NAN; n * n];
             mirror(n, &one, &mut both);
             assert_exact(&tolerance::widen(&both), &got);
-            single(n, k, &panels, false, &mut one, &mut Ahead::none());
+            if n % WIDTH == 0 {
+                let mut same = vec![f32::NAN; half_len(n)];
+                let there = Panels::in_place(&rows, k, n);
+                single(n, there, true, &mut same, &mut Ahead::none());
+                let mut again = vec![f32::NAN; n * n];
+                mirror(n, &same, &mut again);
+                assert_eq!(again, both);
+            }
+            single(n, packed, false, &mut one, &mut Ahead::none());
             expand(n, &one, 0.5, &mut got);
             assert_rounding(&got, &want, k);
             expand(n, &half, 1.0 / 3.0, &mut got);

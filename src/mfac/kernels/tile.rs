@@ -23,13 +23,14 @@ pub const HALF: usize = 16;
 pub type Tile = [f32; HEIGHT * WIDTH];
 
 /// The tile Σ_{l<k} a_l b_lᵀ, summed in order of l: element (i, j) of a term is
-/// `a[l·a_stride + i] · b[l·32 + j]`.
+/// `a[l·a_stride + i] · b[l·b_stride + j]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
     pub k: usize,
     pub a: &'a [f32],
     pub a_stride: usize,
     pub b: &'a [f32],
+    pub b_stride: usize,
     /// Only the first 16 columns; the others are left as they are.
     pub narrow: bool,
 }
@@ -50,7 +51,7 @@ impl Product<'_> {
     /// Adds to `sums`, or to zeros if `fresh`.
     #[inline]
     fn run(&self, vectors: Vectors, fresh: bool, sums: &mut [f32]) {
-        let Product { k, a, a_stride, b, narrow } = *self;
+        let Product { k, a, a_stride, b, b_stride, narrow } = *self;
         let sums: &mut Tile = sums.try_into().expect("a tile has 256 sums");
         let columns = if narrow { NARROW } else { WIDTH };
         if k == 0 {
@@ -59,7 +60,8 @@ impl Product<'_> {
             }
             return;
         }
-        assert!(a.len() >= (k - 1) * a_stride + HEIGHT && b.len() >= k * WIDTH);
+        assert!(a.len() >= (k - 1) * a_stride + HEIGHT && b.len() >= (k - 1) * b_stride + WIDTH);
+        let steps = [a_stride * 4, b_stride * 4];
         match vectors {
             #[cfg(target_arch = "x86_64")]
             Vectors::Avx512 => {
@@ -68,8 +70,8 @@ impl Product<'_> {
                 // element that the k steps read, and the tile those written.
                 unsafe {
                     match narrow {
-                        true => vector::avx512_narrow(k, a, a_stride * 4, b, sums, fresh),
-                        false => vector::avx512(k, a, a_stride * 4, b, sums, fresh),
+                        true => vector::avx512_narrow(k, a, b, steps, sums, fresh),
+                        false => vector::avx512(k, a, b, steps, sums, fresh),
                     }
                 }
             }
@@ -79,7 +81,7 @@ impl Product<'_> {
                     let (a, b) = (a[i..].as_ptr(), b[j..].as_ptr());
                     let sums = sums[i * WIDTH + j..].as_mut_ptr();
                     // SAFETY: as above; the part begins at row i and column j and lies in the tile.
-                    unsafe { vector::avx2(k, a, a_stride * 4, b, sums, fresh) };
+                    unsafe { vector::avx2(k, a, b, steps, sums, fresh) };
                 }
             }
             _ => {
@@ -89,7 +91,7 @@ impl Product<'_> {
                         sums.fill(0.0);
                     }
                     for l in 0..k {
-                        let (a, b) = (a[l * a_stride + i], &b[l * WIDTH..][..columns]);
+                        let (a, b) = (a[l * a_stride + i], &b[l * b_stride..][..columns]);
                         sums.iter_mut().zip(b).for_each(|(s, &b)| *s += a * b);
                     }
                 }
@@ -121,7 +123,7 @@ fn add_double_by(vectors: Vectors, k: usize, a: &[f64], b: &[f64], first: usize,
             let (b, sums) = (b[first..].as_ptr(), sums[first..].as_mut_ptr());
             // SAFETY: the processor has the features, k > 0, and the assertions above cover every
             // element read and written: 16 of the 32 columns of b and of the sums.
-            unsafe { vector::avx512_double(k, a.as_ptr(), WIDTH * 8, b, sums, false) };
+            unsafe { vector::avx512_double(k, a.as_ptr(), b, [WIDTH * 8; 2], sums, false) };
         }
         #[cfg(target_arch = "x86_64")]
         Vectors::Avx2 => {
@@ -129,7 +131,7 @@ fn add_double_by(vectors: Vectors, k: usize, a: &[f64], b: &[f64], first: usize,
                 let (a, b) = (a[i..].as_ptr(), b[first + j..].as_ptr());
                 let sums = sums[i * WIDTH + first + j..].as_mut_ptr();
                 // SAFETY: as above; the part begins at row i and column j and lies in the half.
-                unsafe { vector::avx2_double(k, a, WIDTH * 8, b, sums, false) };
+                unsafe { vector::avx2_double(k, a, b, [WIDTH * 8; 2], sums, false) };
             }
         }
         _ => {
@@ -170,15 +172,15 @@ fn add_squares_any(tile: &Tile, norms: &mut [f64; WIDTH]) {
     norms.iter_mut().zip(squares).for_each(|(norm, s)| *norm += f64::from(s));
 }
 
-/// The tiles in assembly: `k` steps over `a` (`a_step` bytes apart) and `b` (rows of 32 numbers),
+/// The tiles in assembly: `k` steps over `a` and `b`, each so many bytes after the one before,
 /// added to `out` (rows of 32 numbers), or to zeros if `fresh`.
 #[cfg(target_arch = "x86_64")]
 mod vector {
-    /// A kernel `name` for numbers of a type whose rows of 32 take `row` bytes. It multiplies the
+    /// A kernel `name` for numbers of a type. It multiplies the
     /// vectors of `b` by one number of `a` after another, in register `one`, and adds them to the
     /// vectors of that row of `out`; registers come with what they hold, by its offset in bytes.
     macro_rules! kernel {
-        ($name:ident: $features:tt, $number:ty, $row:tt, $clear:tt, $broadcast:tt, $multiply:tt, one $one:tt,
+        ($name:ident: $features:tt, $number:ty, $clear:tt, $broadcast:tt, $multiply:tt, one $one:tt,
          b $($b:tt at $b_offset:tt),+;
          $(a $a_offset:tt: $($sum:tt += $by:tt at $offset:tt),+;)+) => {
             /// # Safety
@@ -188,8 +190,8 @@ mod vector {
             pub unsafe fn $name(
                 k: usize,
                 a: *const $number,
-                a_step: usize,
                 b: *const $number,
+                steps: [usize; 2],
                 out: *mut $number,
                 fresh: bool,
             ) {
@@ -210,15 +212,16 @@ mod vector {
                             concat!($broadcast, " ", $one, ", [{a} + ", $a_offset, "]"),
                             $(concat!($multiply, " ", $sum, ", ", $by, ", ", $one),)+
                         )+
-                        concat!("add {b}, ", $row),
-                        "add {a}, {step}",
+                        "add {a}, {a_step}",
+                        "add {b}, {b_step}",
                         "dec {k}",
                         "jnz 2b",
                         $($(concat!("vmovups [{out} + ", $offset, "], ", $sum),)+)+
                         a = inout(reg) a => _,
                         b = inout(reg) b => _,
                         k = inout(reg) k => _,
-                        step = in(reg) a_step,
+                        a_step = in(reg) steps[0],
+                        b_step = in(reg) steps[1],
                         out = in(reg) out,
                         fresh = in(reg) u32::from(fresh),
                         $($(out($sum) _,)+)+
@@ -231,7 +234,7 @@ mod vector {
         };
     }
 
-    kernel!(avx512: "avx512f", f32, 128, "vpxord", "vbroadcastss", "vfmadd231ps", one "zmm18",
+    kernel!(avx512: "avx512f", f32, "vpxord", "vbroadcastss", "vfmadd231ps", one "zmm18",
         b "zmm16" at 0, "zmm17" at 64;
         a 0: "zmm0" += "zmm16" at 0, "zmm1" += "zmm17" at 64;
         a 4: "zmm2" += "zmm16" at 128, "zmm3" += "zmm17" at 192;
@@ -242,7 +245,7 @@ mod vector {
         a 24: "zmm12" += "zmm16" at 768, "zmm13" += "zmm17" at 832;
         a 28: "zmm14" += "zmm16" at 896, "zmm15" += "zmm17" at 960;);
 
-    kernel!(avx512_narrow: "avx512f", f32, 128, "vpxord", "vbroadcastss", "vfmadd231ps", one "zmm9",
+    kernel!(avx512_narrow: "avx512f", f32, "vpxord", "vbroadcastss", "vfmadd231ps", one "zmm9",
         b "zmm8" at 0;
         a 0: "zmm0" += "zmm8" at 0;
         a 4: "zmm1" += "zmm8" at 128;
@@ -253,7 +256,7 @@ mod vector {
         a 24: "zmm6" += "zmm8" at 768;
         a 28: "zmm7" += "zmm8" at 896;);
 
-    kernel!(avx512_double: "avx512f", f64, 256, "vpxord", "vbroadcastsd", "vfmadd231pd", one "zmm18",
+    kernel!(avx512_double: "avx512f", f64, "vpxord", "vbroadcastsd", "vfmadd231pd", one "zmm18",
         b "zmm16" at 0, "zmm17" at 64;
         a 0: "zmm0" += "zmm16" at 0, "zmm1" += "zmm17" at 64;
         a 8: "zmm2" += "zmm16" at 256, "zmm3" += "zmm17" at 320;
@@ -264,14 +267,14 @@ mod vector {
         a 48: "zmm12" += "zmm16" at 1536, "zmm13" += "zmm17" at 1600;
         a 56: "zmm14" += "zmm16" at 1792, "zmm15" += "zmm17" at 1856;);
 
-    kernel!(avx2: "avx2,fma", f32, 128, "vxorps", "vbroadcastss", "vfmadd231ps", one "ymm10",
+    kernel!(avx2: "avx2,fma", f32, "vxorps", "vbroadcastss", "vfmadd231ps", one "ymm10",
         b "ymm8" at 0, "ymm9" at 32;
         a 0: "ymm0" += "ymm8" at 0, "ymm1" += "ymm9" at 32;
         a 4: "ymm2" += "ymm8" at 128, "ymm3" += "ymm9" at 160;
         a 8: "ymm4" += "ymm8" at 256, "ymm5" += "ymm9" at 288;
         a 12: "ymm6" += "ymm8" at 384, "ymm7" += "ymm9" at 416;);
 
-    kernel!(avx2_double: "avx2,fma", f64, 256, "vxorps", "vbroadcastsd", "vfmadd231pd", one "ymm10",
+    kernel!(avx2_double: "avx2,fma", f64, "vxorps", "vbroadcastsd", "vfmadd231pd", one "ymm10",
         b "ymm8" at 0, "ymm9" at 32;
         a 0: "ymm0" += "ymm8" at 0, "ymm1" += "ymm9" at 32;
         a 8: "ymm2" += "ymm8" at 256, "ymm3" += "ymm9" at 288;
@@ -303,7 +306,12 @@ mod tests {
             };
             let want = sum(&a, stride);
             let mut tile = [0.0; HEIGHT * WIDTH];
-            let mut product = Product { k, a: &a, a_stride: stride, b: &b, narrow: false };
+            let (a_stride, b_stride) = (stride, WIDTH + 3);
+            let mut wide = vec![f32::NAN; k * b_stride + WIDTH];
+            for (wide, b) in wide.chunks_mut(b_stride).zip(b.chunks_exact(WIDTH)) {
+                wide[..WIDTH].copy_from_slice(b);
+            }
+            let mut product = Product { k, a: &a, a_stride, b: &wide, b_stride, narrow: false };
             product.run(vectors, false, &mut tile);
             assert_rounding(&widen(&tile), &want, k);
             tile.fill(f32::NAN);
@@ -343,6 +351,6 @@ mod tests {
     #[should_panic]
     fn short_operands_are_refused() {
         let (a, b) = (&[0.0; 16], &[0.0; 64]);
-        Product { k: 2, a, a_stride: 16, b, narrow: false }.add_to(&mut [0.0; 256]);
+        Product { k: 2, a, a_stride: 16, b, b_stride: 32, narrow: false }.add_to(&mut [0.0; 256]);
     }
 }
