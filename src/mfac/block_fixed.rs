@@ -19,8 +19,8 @@ use super::store::Gradients;
 use super::{dense, parallel, passes};
 use crate::error::{Context, Error, ErrorKind, Result, bail};
 
-/// Columns of the blocks that are summed side by side: rows are read in pieces of 2 KiB, as pieces of
-/// one small block would not come at the speed of memory.
+/// Columns of the blocks that are summed side by side: rows are read in pieces of 2 KiB, as pieces
+/// of one small block would not come at the speed of memory.
 const TOGETHER: usize = 512;
 /// Columns that a thread takes one piece after another: while one is computed the next is fetched.
 const RUN: usize = 8 * TOGETHER;

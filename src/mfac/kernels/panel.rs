@@ -128,7 +128,7 @@ pub fn widen(panels: &[f32], wide: &mut Vec<f64>) {
     wide.extend(panels.iter().map(|&x| f64::from(x)));
 }
 
-/// Packs sixteen vectors of k numbers as the columns `first..first + 16` (`first` a multiple of 16).
+/// Packs sixteen vectors of k numbers as the columns from `first` on, a multiple of 16.
 pub fn pack_columns(columns: [&[f32]; SIDE], first: usize, k: usize, panels: &mut [f32]) {
     let strip = &mut panels[first / WIDTH * WIDTH * k..][..WIDTH * k];
     interleave(columns, k, &mut strip[first % WIDTH..], WIDTH);
