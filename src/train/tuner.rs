@@ -64,8 +64,7 @@ impl Kind {
     /// A learning rate to start from, measured on the example (see benches/finetune.py).
     pub fn usual_learning_rate(self) -> f64 {
         match self {
-            Kind::Mfac { metric: Metric::Identity, .. } => 1.0,
-            Kind::Mfac { metric: Metric::Diagonal, .. } => 4e-3,
+            Kind::Mfac { metric, .. } => metric.usual_learning_rate(),
             Kind::Adam | Kind::Sgd => 1e-3,
         }
     }
@@ -81,6 +80,16 @@ pub enum Metric {
 }
 
 impl Metric {
+    /// See [`Kind::usual_learning_rate`]. Apart, as the compiler would otherwise look at the metric
+    /// before it knows that there is one: harmless, but an error to valgrind.
+    #[inline(never)]
+    fn usual_learning_rate(self) -> f64 {
+        match self {
+            Metric::Identity => 1.0,
+            Metric::Diagonal => 4e-3,
+        }
+    }
+
     /// A relative damping to start from, measured on the example.
     pub const fn usual_damping(self) -> f64 {
         match self {
