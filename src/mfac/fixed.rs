@@ -21,7 +21,7 @@ use super::store::Gradients;
 use super::{dense, parallel};
 use crate::error::{Result, bail};
 
-/// Columns of one step of the diagonal: four strips share each row group of T while it is cached.
+/// Columns of one step of the diagonal: rows are read in pieces of 1 KiB.
 const GROUP: usize = 8 * WIDTH;
 /// Columns that a thread takes one group after another: while one is computed the next is fetched.
 const RUN: usize = 8 * GROUP;
@@ -418,5 +418,8 @@ mod tests {
         let none = GradientStore::new(0, d, Storage::F32, None).unwrap();
         let fixed = Fixed::precompute(none.all(), 0.5, 1).unwrap();
         assert_exact(&diagonal(&fixed, 1), &[2.0; 50]);
+        let none = GradientStore::new(0, 1000, Storage::F32, None).unwrap();
+        let fixed = Fixed::precompute(none.all(), 0.5, 1).unwrap();
+        assert_exact(&diagonal(&fixed, 2), &[2.0; 1000]);
     }
 }

@@ -232,11 +232,12 @@ impl<'a> Gradients<'a> {
         scratch
     }
 
-    /// The rows from `first` on in one piece and how far apart they begin, where they are in f32.
+    /// The rows from `first` on in one piece and how far apart they begin, where they are in f32
+    /// and there is one.
     pub(super) fn strided(&self, first: usize) -> Option<(&'a [f32], usize)> {
         let store = self.store;
         let start = first * store.stride + self.start;
-        (store.storage == Storage::F32)
+        (store.storage == Storage::F32 && first < store.count)
             .then(|| (&cast::numbers::<f32>(&store.bytes)[start..], store.stride))
     }
 

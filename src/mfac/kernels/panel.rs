@@ -3,7 +3,7 @@
 //!
 //! Strip s holds element (row, column) at `strip(s)[row·32 + column − 32·s]`: contiguous, so
 //! that no power-of-two stride of G makes cache lines collide. The padding spares every kernel its
-//! edge cases.
+//! edge cases. Whole strips of f32 may be read where they are, as [`Panels`] says.
 #![allow(unsafe_code, reason = "functions compiled for processor features, else safe code")]
 
 use super::tile::WIDTH;
